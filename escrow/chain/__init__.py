@@ -1,0 +1,1 @@
+"""Views of the Bitcoin chain: one Protocol in `base`, one module per backend."""

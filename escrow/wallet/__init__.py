@@ -1,0 +1,1 @@
+"""The user's own coins: one Protocol in `base`, and what implements it."""
