@@ -24,7 +24,7 @@ _PROBE_SECONDS: Final = 20.0
 
 
 class BitcoindMissing(UserError):
-    """No usable bitcoind: run `make setup`, or install Bitcoin Core 28 or newer, or set P2PNODE_BITCOIND to its path."""
+    """No usable bitcoind: run `make setup`, or install Bitcoin Core 28 or newer, or point P2PNODE_BITCOIND at it."""
 
     code = 3901
 
