@@ -100,7 +100,10 @@ def read_announcement(envelope: Envelope, network: Network, now: int) -> Announc
     value = unpack(envelope.body, Announcement, limit=Kind.ARBITER.limit)
     if value.persona != envelope.signer:
         raise Malformed("an announcement must be signed by the arbiter that it names")
-    if value.fee.floor > value.fee.cap or not value.created < value.expires <= value.created + MAX_ANNOUNCEMENT_LIFETIME:
+    if (
+        value.fee.floor > value.fee.cap
+        or not value.created < value.expires <= value.created + MAX_ANNOUNCEMENT_LIFETIME
+    ):
         raise Malformed("an announcement's fee limits or lifetime do not make sense")
     if now >= value.expires:
         raise AnnouncementExpired

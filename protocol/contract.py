@@ -179,7 +179,7 @@ def arbiter_terms(announcement_id: bytes, announcement: Announcement, amount: in
     )
 
 
-def build_contract(  # noqa: PLR0913  (a contract has these parts)
+def build_contract(
     offer: Offer,
     bargain: Bargain,
     *,

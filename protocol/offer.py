@@ -159,7 +159,7 @@ def check_offer(offer: Offer, now: int) -> None:
     personas = [a.persona for a in offer.arbiters]
     if len(set(personas)) != len(personas) or offer.maker in personas:
         raise Malformed("an offer's arbiters must differ from each other and from the maker")
-    if EscrowType.WSH_2OF3_BACKUP in offer.escrow_types and len(personas) < 2:  # noqa: PLR2004  (an arbiter and a backup)
+    if EscrowType.WSH_2OF3_BACKUP in offer.escrow_types and len(personas) < 2:
         raise Malformed("an escrow with a backup arbiter needs two accepted arbiters")
     if now >= offer.expires:
         raise OfferExpired
