@@ -17,7 +17,7 @@ from coincurve import PrivateKey
 HARDENED: Final = 0x8000_0000
 """The bit that makes a child's index hardened."""
 
-_ORDER: Final = 0xFFFFFFFF_FFFFFFFF_FFFFFFFF_FFFFFFFE_BAAEDCE6_AF48A03B_BFD25E8C_D0364141
+ORDER: Final = 0xFFFFFFFF_FFFFFFFF_FFFFFFFF_FFFFFFFE_BAAEDCE6_AF48A03B_BFD25E8C_D0364141
 
 
 class ExtendedKey:
@@ -32,7 +32,7 @@ class ExtendedKey:
 
         Raises ValueError when `secret` is not a valid private key.
         """
-        if not 0 < int.from_bytes(secret, "big") < _ORDER or len(secret) != 32 or len(chain_code) != 32:
+        if not 0 < int.from_bytes(secret, "big") < ORDER or len(secret) != 32 or len(chain_code) != 32:
             raise ValueError("not a valid extended private key")
         self.secret = secret
         self.chain_code = chain_code

@@ -32,7 +32,7 @@ from typing import Final
 
 from mnemonic import Mnemonic as _Wordlist
 
-from escrow.hd import HARDENED, ExtendedKey
+from escrow.hd import HARDENED, ORDER, ExtendedKey
 from protocol.errors import UserError
 
 BIP85: Final = 83696968
@@ -136,11 +136,11 @@ class Seed:
 
     def arbiter_base_key(self, index: int = 0) -> bytes:
         """The secp256k1 secret of the base point that persona `index` announces as an arbiter, 32 bytes."""
-        return self._secret(_ARBITER, index)
+        return _in_group(self._secret(_ARBITER, index))
 
     def escrow_key(self, trade_id: bytes, role: EscrowRole) -> bytes:
         """The secp256k1 secret of one role in one trade, 32 bytes. Raises ValueError when the id has not 32 bytes."""
-        return self._secret(_ESCROW, role, *trade_words(trade_id))
+        return _in_group(self._secret(_ESCROW, role, *trade_words(trade_id)))
 
     def _secret(self, *path: int) -> bytes:
         return bip85_entropy(self._base.derive(*_hardened(*path)))[:32]
@@ -157,6 +157,14 @@ def trade_words(trade_id: bytes) -> tuple[int, ...]:
         raise ValueError("a trade id has 32 bytes")
     number = int.from_bytes(trade_id, "big") << 23
     return tuple(number >> 31 * (8 - i) & 0x7FFF_FFFF for i in range(9))
+
+
+def _in_group(secret: bytes) -> bytes:
+    if not 0 < int.from_bytes(secret, "big") < ORDER:
+        raise ValueError(
+            "not a valid secp256k1 secret (probability 2^-127); start the trade again"
+        )  # BIP85, HD-Seed WIF
+    return secret
 
 
 def _hardened(*path: int) -> tuple[int, ...]:
