@@ -139,29 +139,30 @@ def obtain() -> Path:
     """Return the path of a bitcoind, found or fetched.
 
     Raises:
-        SetupError: neither was possible.
+        SetupError: neither was possible; the message says what to install.
     """
     try:
         return find_bitcoind()
     except BitcoindMissing as missing:
         if os.environ.get("P2PNODE_BITCOIND"):
             raise SetupError(missing.detail) from missing
-    with locked(cache_folder()):
-        # Another process may have fetched it while this one waited.
-        try:
-            return find_bitcoind()
-        except BitcoindMissing:
+    try:
+        with locked(cache_folder()):
+            # Another process may have fetched it while this one waited.
+            with contextlib.suppress(BitcoindMissing):
+                return find_bitcoind()
             return fetch()
+    except (SetupError, OSError) as error:
+        advice = f"Put bitcoind {MIN_VERSION} or newer on PATH, or point P2PNODE_BITCOIND at one"
+        raise SetupError(f"{error}. {advice}") from error
 
 
 def main() -> int:
     """Print the path; exit code 1 and one line if there is none."""
     try:
         print(obtain())
-    except (SetupError, OSError) as error:
-        say(
-        say(f"{error}. Put bitcoind {MIN_VERSION} or newer on PATH, or point P2PNODE_BITCOIND at one.")
-        )
+    except SetupError as error:
+        say(str(error))
         return 1
     except KeyboardInterrupt:
         return 130

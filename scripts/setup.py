@@ -155,15 +155,14 @@ def main() -> int:
     os.chdir(ROOT)
     try:
         environment()
+        if not arguments.no_bitcoind:
+            get_bitcoind.obtain()
     except (SetupError, OSError) as error:
         say(str(error))
         return 1
     except KeyboardInterrupt:
         return 130
-    if arguments.no_bitcoind:
-        return 0
-    with contextlib.redirect_stdout(sys.stderr):
-        return get_bitcoind.main()
+    return 0
 
 
 if __name__ == "__main__":
