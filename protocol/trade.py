@@ -13,7 +13,7 @@ trade into or out of Funded and into Completed; what a peer says of the chain is
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, TypeVar, cast
+from typing import Final, TypeVar, cast, get_args
 
 from msgspec.structs import replace
 
@@ -266,6 +266,22 @@ def _decline_received(state: TradeState, event: ev.DeclineReceived) -> Step:
     if isinstance(state.phase, st.Taking):
         return _close(state, st.Declined(), reason)
     return _withdraw(state, reason, tell_peer=False)
+
+
+@_on((st.Taking,), ev.DeliveryRefused, to=(st.Declined,))
+def _take_refused(state: TradeState, event: ev.DeliveryRefused) -> Step:
+    return _close(state, st.Declined(), f"the maker's node refused the take: {event.text}")
+
+
+@_on(
+    tuple(phase for phase in get_args(AnyPhase) if phase is not st.Taking),
+    ev.DeliveryRefused,
+    to=(),
+)
+def _message_refused(state: TradeState, event: ev.DeliveryRefused) -> Step:
+    """Nobody signed that refusal, so nothing follows from it but that the user should look."""
+    del event
+    return state, (ev.NotifyUser("message-refused"),)
 
 
 def _check_leavable(state: TradeState) -> None:

@@ -107,6 +107,13 @@ class DeclineReceived(Struct, frozen=True, tag=True):
     message: Decline
 
 
+class DeliveryRefused(Struct, frozen=True, tag=True):
+    """The peer's node will not take a message of ours. Not signed by the peer: it ends a trade only in Taking."""
+
+    code: int
+    text: str
+
+
 # --- facts of our own chain backend ------------------------------------------------------------------------------
 
 
@@ -215,7 +222,14 @@ class CoinsReclaimed(Struct, frozen=True, tag=True):
 
 Command = TakeOffer | DeclarePaid | Release | Cancel
 PeerEvent = (
-    TakeReceived | AcceptReceived | SealReceived | DetailsReceived | PaidReceived | ReleasedReceived | DeclineReceived
+    TakeReceived
+    | AcceptReceived
+    | SealReceived
+    | DetailsReceived
+    | PaidReceived
+    | ReleasedReceived
+    | DeclineReceived
+    | DeliveryRefused
 )
 ChainFact = FundingSeen | FundingConfirmed | FundingReorged | FundingConflicted | EscrowSpent | SpendReorged
 EffectResult = (
@@ -298,9 +312,11 @@ class NotifyUser(Struct, frozen=True, tag=True):
     topic: str
 
 
-Effect = (
-    SendMessage
-    | PrepareContribution
+RecordedEffect = SendMessage | SetTimer | StopTimer | NotifyUser
+"""Done by the very commit that records the step: they only change rows."""
+
+DeferredEffect = (
+    PrepareContribution
     | SignFunding
     | BroadcastFunding
     | WatchEscrow
@@ -309,7 +325,7 @@ Effect = (
     | BroadcastPayout
     | ReclaimCoins
     | ReleaseCoins
-    | SetTimer
-    | StopTimer
-    | NotifyUser
 )
+"""Done after the commit, at least once, in the order asked for."""
+
+Effect = RecordedEffect | DeferredEffect

@@ -1,0 +1,147 @@
+"""The outbox's postman: each peer's messages in order, again and again, until the peer's ack.
+
+An ack is the empty answer of the peer's deliver service and is given only after the peer's own commit. A peer that
+refuses a message for good (its node answered with an error code) ends the attempts; the machine is told. There is one
+worker per recipient, so a silent peer delays nobody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from msgspec import Struct
+
+from p2pnode.clock import Clock
+from p2pnode.contacts import Contacts
+from p2pnode.tradestore import OutgoingMessage, TradeStore
+from protocol.contact import Address, NodeContact
+from protocol.errors import P2PError
+
+DELIVER_SERVICE: Final = 1
+FIRST_PAUSE: Final = 0.25
+LONGEST_PAUSE: Final = 60.0
+ATTEMPT_SECONDS: Final = 20.0
+
+log = logging.getLogger(__name__)
+
+
+class Undelivered(P2PError):
+    """The peer could not be reached; the message stays in the outbox."""
+
+    code = 1020
+
+
+class Refused(P2PError):
+    """The peer's node answered that it will not take the message."""
+
+    code = 1021
+
+    def __init__(self, peer_code: int, text: str) -> None:
+        super().__init__(text)
+        self.peer_code = peer_code
+
+
+class Post(Protocol):
+    """A way to hand bytes to a node. `channels` is wrapped to fit; tests use it as well."""
+
+    async def deliver(self, contact: NodeContact, payload: bytes, seconds: float) -> None:
+        """Return on the ack. Raises Undelivered (try again) or Refused (do not)."""
+        ...
+
+
+class Refusal(Struct, frozen=True):
+    """What a peer's node said when it refused one of our messages."""
+
+    message: OutgoingMessage
+    code: int
+    text: str
+
+
+class Delivery:
+    """Drains the outbox."""
+
+    def __init__(
+        self,
+        trades: TradeStore,
+        contacts: Contacts,
+        post: Post,
+        clock: Clock,
+        *,
+        on_refusal: Callable[[Refusal], None],
+        on_delivered: Callable[[OutgoingMessage], None] = lambda _message: None,
+    ) -> None:
+        """`on_refusal` is called before the refused message leaves the outbox, in the same commit."""
+        self._trades = trades
+        self._contacts = contacts
+        self._post = post
+        self._clock = clock
+        self._on_refusal = on_refusal
+        self._on_delivered = on_delivered
+        self._workers: dict[bytes, asyncio.Task[None]] = {}
+        self._nudges: dict[bytes, asyncio.Event] = {}
+        self._closing = False
+
+    def start(self) -> None:
+        """Take up what an earlier run left."""
+        for recipient in self._trades.recipients():
+            self.kick(recipient)
+
+    def kick(self, recipient: bytes) -> None:
+        """There may be something for this persona, or it may be reachable now: try at once."""
+        if self._closing:
+            return
+        self._nudges.setdefault(recipient, asyncio.Event()).set()
+        worker = self._workers.get(recipient)
+        if worker is None or worker.done():
+            self._workers[recipient] = asyncio.create_task(self._drain(recipient), name="delivery")
+
+    async def close(self) -> None:
+        """Stop; what was not acknowledged stays in the outbox."""
+        self._closing = True
+        for worker in self._workers.values():
+            worker.cancel()
+        await asyncio.gather(*self._workers.values(), return_exceptions=True)
+
+    async def _drain(self, recipient: bytes) -> None:
+        pause = FIRST_PAUSE
+        while waiting := self._trades.outbox(recipient):
+            self._nudges[recipient].clear()
+            try:
+                for message in waiting:
+                    await self._deliver(message, fresh=pause > FIRST_PAUSE)
+                    pause = FIRST_PAUSE
+            except Undelivered as e:
+                log.info("not delivered yet: %s", e.detail)
+                await self._pause(recipient, pause)
+                pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def _deliver(self, message: OutgoingMessage, *, fresh: bool) -> None:
+        """One message. `fresh`: the known contact failed before, so ask the DHT for a newer one first."""
+        contact = self._contacts.known(message.recipient)
+        if fresh or contact is None:
+            contact = await self._contacts.refresh(message.recipient, self._clock.now())
+        if contact is None:
+            raise Undelivered("no contact record of the peer was found yet")
+        try:
+            await self._post.deliver(contact.contact, message.raw, ATTEMPT_SECONDS)
+        except Refused as e:
+            with self._trades.database.transaction():
+                self._on_refusal(Refusal(message, e.peer_code, e.detail))
+                self._trades.dequeue_message(message.id)
+            return
+        self._trades.dequeue_message(message.id)
+        self._on_delivered(message)
+
+    async def _pause(self, recipient: bytes, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._nudges[recipient].wait(), seconds)
+        except TimeoutError:
+            return
+
+
+def local_contact(node: bytes, host: str, port: int) -> NodeContact:
+    """The contact of a node with one address."""
+    return NodeContact(node, (Address(host, port),))
