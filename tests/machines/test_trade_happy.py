@@ -12,7 +12,7 @@ from protocol.errors import IllegalTransition
 from protocol.trade import TRANSITIONS, step
 from protocol.trade_state import AnyPhase, dump_state, load_state
 from protocol.types import Side
-from tests.machines.duel import Duel, tagged
+from tests.machines.duel import Duel, Seat, tagged
 
 CASTS = [(side, deposit) for side in Side for deposit in (0, 100_000)]
 
@@ -39,7 +39,7 @@ def test_seller_signs_last_and_alone_broadcasts(side: Side, deposit: int) -> Non
     order: list[str] = []
     perform = duel.perform
 
-    def record(seat, other, effect):  # type: ignore[no-untyped-def]
+    def record(seat: Seat, other: Seat, effect: ev.Effect) -> None:
         order.append(f"{'buyer' if seat is duel.buyer else 'seller'} {type(effect).__name__}")
         perform(seat, other, effect)
 
@@ -116,7 +116,7 @@ def test_buyer_that_signed_leaves_only_by_spending_its_own_inputs() -> None:
     duel = Duel(Side.SELL)
     perform = duel.perform
 
-    def seller_withholds(seat, other, effect):  # type: ignore[no-untyped-def]
+    def seller_withholds(seat: Seat, other: Seat, effect: ev.Effect) -> None:
         if seat is duel.seller and isinstance(effect, ev.SignFunding | ev.BroadcastFunding):
             return
         perform(seat, other, effect)
@@ -148,7 +148,7 @@ def test_selling_taker_seals_once_whichever_event_tells_first() -> None:
     duel = Duel(Side.BUY)
     perform = duel.perform
 
-    def crash(seat, other, effect):  # type: ignore[no-untyped-def]
+    def crash(seat: Seat, other: Seat, effect: ev.Effect) -> None:
         if not isinstance(effect, ev.BroadcastFunding):
             perform(seat, other, effect)
 
