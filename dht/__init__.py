@@ -1,5 +1,31 @@
-"""A Kademlia DHT of signed, validated, multi-value records; it knows nothing of offers, trades or Bitcoin.
+"""The distributed order book: signed records in a hostile Kademlia network (ADR 0005).
 
-Routing, lookup, records, storage and RPC are separate so that each can be judged and replaced by itself. Time and
-keys are arguments; the only I/O is the datagram endpoint that `dht.node` opens.
+Layers, each without I/O except the last two: `contact` (ids, addresses), `packet` and `messages` (bytes), `records`
+and `storage` (what may be kept), `routing` (kademlia's table), `lookup` (the search), `rpc` (questions and answers),
+`search` (get, put, find), `engine` (a whole node), `udp` and `node` (sockets, asyncio).
 """
+
+from dht.contact import Contact
+from dht.engine import EngineConfig
+from dht.node import Clock, DhtConfig, DhtNode, Seed, Stats, mine_node_key
+from dht.records import Record, RecordKind, RecordMeta
+from dht.search import Found, PutResult
+from dht.storage import Storage, StorageLimits
+
+__all__ = [
+    "Clock",
+    "Contact",
+    "DhtConfig",
+    "DhtNode",
+    "EngineConfig",
+    "Found",
+    "PutResult",
+    "Record",
+    "RecordKind",
+    "RecordMeta",
+    "Seed",
+    "Stats",
+    "Storage",
+    "StorageLimits",
+    "mine_node_key",
+]

@@ -1,0 +1,388 @@
+"""A whole node without I/O: answers requests, runs operations, keeps its table and its share of the records.
+
+The driver (`dht.node` over UDP, `dht.sim` in virtual time) hands in datagrams and the time, and calls `tick` when
+`deadline` has come. `now` is monotonic seconds; `offset` is what must be added to it for unix time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from statistics import median_low
+from typing import Final, assert_never
+
+from kademlia.node import Node
+
+from dht import messages
+from dht.contact import ID_BITS, Address, Contact, Scope, group_of, intern_contact, node_id, pack_address
+from dht.errors import BadContact, BadPacket, InvalidRecord
+from dht.lookup import Lookup
+from dht.messages import Op, Reply, Request, Status
+from dht.records import Record, Registry
+from dht.routing import Table
+from dht.rpc import Asker, Call, Limits, Peer, Rng, Rpc
+from dht.search import INLINE_STORE, FindNodes, Found, GetValue, PutResult, PutValue, Search
+from dht.storage import Outcome, Put, Storage
+
+OPERATION_LIMIT_S: Final = 10.0
+"""An operation ends at the latest after this time, with what it has."""
+SAMPLES: Final = 16
+MAX_UPLOADS: Final = 64
+"""Records of more than one datagram that are being received at once: half a megabyte at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """The numbers of a node."""
+
+    k: int = 8
+    """Nodes that hold a record, and width of a search."""
+    alpha: int = 4
+    """Questions in flight in a search."""
+    bucket_size: int = 16
+    digit_bits: int = 3
+    put_quorum: int = 5
+    """Acknowledgements after which a put returns."""
+    get_quorum: int = 2
+    """Nodes that must give records before a get returns early."""
+    client: bool = False
+    """Not reachable unasked: never enters other nodes' tables, stores nothing."""
+    local_addresses: bool = False
+    """Loopback and private addresses are fit for contacts, and address limits do not apply to them."""
+    limits: Limits = field(default_factory=Limits)
+    refresh_s: float = 900.0
+    """Age at which a bucket that nothing was heard from is refreshed."""
+    republish_s: float = 3_600.0
+    """How often the holders of a topic make sure that the others hold it too."""
+
+
+class Engine:
+    """The protocol of one node."""
+
+    def __init__(self, config: EngineConfig, rpc: Rpc, registry: Registry, storage: Storage, rng: Rng) -> None:
+        self.config = config
+        self.rpc = rpc
+        self.registry = registry
+        self.storage = storage
+        self.rng = rng
+        self.offset = 0.0
+        self.own_id = node_id(rpc.key.public)
+        self.table = Table(
+            Node(self.own_id), bucket_size=config.bucket_size, digit_bits=config.digit_bits, exempt=self._exempt
+        )
+        self.observed: deque[tuple[str, int]] = deque(maxlen=8)
+        """Addresses that other nodes say we have."""
+        self._searches: dict[Search, float] = {}
+        self._pinging: set[bytes] = set()
+        self._uploads: dict[bytes, tuple[bytes, bytearray]] = {}
+        self._reaches: deque[int] = deque(maxlen=SAMPLES)
+        self._reach: int | None = None
+        rpc.server = self
+
+    # -- what the driver calls ---------------------------------------------------------------------------------
+
+    def receive(self, datagram: bytes, address: Address, now: float) -> None:
+        """Take one datagram."""
+        self.rpc.receive(datagram, address, now)
+
+    @property
+    def deadline(self) -> float | None:
+        """When `tick` must be called next; None when nothing is waiting."""
+        soonest = self.rpc.deadline
+        if self._searches:
+            first = next(iter(self._searches.values()))
+            soonest = first if soonest is None else min(soonest, first)
+        return soonest
+
+    def tick(self, now: float) -> None:
+        """Do what is due."""
+        self.rpc.tick(now)
+        for search, until in list(self._searches.items()):
+            if search.over:
+                del self._searches[search]
+            elif until <= now:
+                del self._searches[search]
+                search.expire(now)
+
+    def unix(self, now: float) -> int:
+        """Unix seconds at monotonic `now`."""
+        return int(now + self.offset)
+
+    # -- operations --------------------------------------------------------------------------------------------
+
+    def find(
+        self, target: bytes, done: Callable[[list[Contact]], None], now: float, seeds: Iterable[Contact] = ()
+    ) -> None:
+        """Find the nodes closest to an id."""
+        self._start(FindNodes(self, target, self._lookup(target, self.config.alpha, seeds), done), now)
+
+    def get(
+        self, topic: bytes, done: Callable[[Found], None], now: float, *, quorum: int | None = None, paths: int = 1
+    ) -> None:
+        """Collect the records of a topic. `paths`: disjoint search paths, for reads that matter."""
+        unix = self.unix(now)
+        local = [self.registry.trust(raw, topic, unix) for raw in self.storage.all(topic, unix)]
+        places = self.config.k - self._responsible(int.from_bytes(topic, "big"))
+        lookup = self._lookup(topic, self.config.alpha if paths == 1 else 2, paths=paths, places=places)
+        self._start(GetValue(self, topic, lookup, done, quorum=quorum or self.config.get_quorum, local=local), now)
+
+    def put(
+        self, topic: bytes, record: Record, done: Callable[[PutResult], None], now: float, *, quorum: int | None = None
+    ) -> None:
+        """Store a checked record under a topic."""
+        quorum = quorum or self.config.put_quorum
+        mine = self._responsible(int.from_bytes(topic, "big"))
+        kept = mine and self.store(topic, record, b"", now).outcome in (Outcome.STORED, Outcome.SAME)
+        lookup = self._lookup(topic, self.config.k, places=self.config.k - mine)
+        self._start(PutValue(self, topic, record, lookup, done, quorum=quorum - kept, kept=kept), now)
+
+    def _responsible(self, target: int) -> bool:
+        """Whether this node is among the k closest to a point, as far as it knows."""
+        if self.config.client:
+            return False
+        near = self.table.closest(target, self.config.k)
+        return len(near) < self.config.k or int.from_bytes(self.own_id, "big") ^ target < near[-1].long_id ^ target
+
+    def _lookup(
+        self, target: bytes, alpha: int, seeds: Iterable[Contact] = (), paths: int = 1, places: int = 0
+    ) -> Lookup:
+        number = int.from_bytes(target, "big")
+        known = self.table.closest(number, max(2 * self.config.k, paths * self.config.k), self._is_late)
+        return Lookup(
+            number,
+            [*known, *seeds],
+            own_id=self.own_id,
+            k=places or self.config.k,
+            alpha=alpha,
+            paths=paths,
+            reach=self.reach() if len(self.table) >= 2 * self.config.k else 0,
+            exempt=self._exempt,
+        )
+
+    def _start(self, search: Search, now: float) -> None:
+        self._searches[search] = now + OPERATION_LIMIT_S
+        search.start(now)
+        if search.over:
+            self._searches.pop(search, None)
+
+    # -- what operations need (search.Context) -----------------------------------------------------------------
+
+    def ask(self, contact: Contact, op: int, body: bytes, asker: Asker, now: float, tag: int = 0) -> Call | None:
+        """Put a question; None when the contact is not usable."""
+        if contact.scope is not Scope.GLOBAL and not self.config.local_addresses:
+            return None
+        try:
+            return self.rpc.call(contact, op, body, asker, now, tag)
+        except (BadContact, BadPacket):
+            return None
+
+    def peer_of(self, contact: Contact) -> Peer | None:
+        """What is known of a node."""
+        return self.rpc.peers.get(contact.key)
+
+    def check(self, raw: bytes, topic: bytes, now: float) -> Record:
+        """Judge a record. Raises InvalidRecord."""
+        return self.registry.check(raw, topic, self.unix(now))
+
+    def heard(self, contact: Contact, now: float) -> None:
+        """A node answered us at its address: it belongs in the table."""
+        if self.table.add_contact(contact, now):
+            self._reach = None
+
+    def lost(self, contact: Contact, now: float) -> None:
+        """A node did not answer three times."""
+        del now
+        self.table.remove_contact(contact)
+        self._reach = None
+
+    def reach(self) -> int:
+        """The XOR distance within which the k nodes closest to a point are expected.
+
+        The median over our own neighbourhood and those that recent searches saw: to shrink it, an attacker has to be
+        dense nearly everywhere.
+        """
+        if self._reach is None:
+            near = self.table.closest(int.from_bytes(self.own_id, "big"), 2 * self.config.k)
+            if len(near) < 2 * self.config.k:
+                self._reach = 2**ID_BITS
+            else:
+                own = (near[-1].long_id ^ int.from_bytes(self.own_id, "big")) // 2
+                self._reach = median_low([own, *self._reaches])
+        return self._reach
+
+    def learned(self, lookup: Lookup) -> None:
+        """A search came to its end: its k closest tell how dense the network is there."""
+        closest = lookup.closest()
+        if len(closest) >= lookup.k:
+            self._reaches.append(closest[lookup.k - 1].long_id ^ lookup.target)
+            self._reach = None
+
+    def _is_late(self, contact: Contact) -> bool:
+        peer = self.rpc.peers.get(contact.key)
+        return peer is not None and peer.late
+
+    def _exempt(self, contact: Contact) -> bool:
+        return self.config.local_addresses and contact.scope is not Scope.GLOBAL
+
+    # -- answering (rpc.Server) --------------------------------------------------------------------------------
+
+    def serve(
+        self, request: Request, peer: Peer, address: Address, *, proved: bool, room: int, now: float
+    ) -> bytes | None:
+        """Status ‖ body of the answer to a request that authenticated."""
+        if not request.flags & messages.CLIENT:
+            self._welcome(peer, address, proved=proved, now=now)
+        if self.config.client:
+            return None
+        match request.op:
+            case Op.PING:
+                return b"\0" + pack_address(address[0], address[1])
+            case Op.FIND_NODE:
+                target, want = messages.target_of(request.data)
+                return b"\0" + self._contacts(target, want, peer, room - 1)
+            case Op.FIND_VALUE:
+                return self._serve_value(request, peer, room, now)
+            case Op.STORE:
+                return self._serve_store(request, peer, address, proved=proved, room=room, now=now)
+            case Op.STORE_PART:
+                return self._serve_part(request, peer, address, proved=proved, room=room, now=now)
+            case Op.FETCH_PART:
+                topic, tag, offset = messages.fetch_of(request.data)
+                part = (self.storage.get(topic, tag) or b"")[offset : offset + min(messages.PART_BYTES, room - 3)]
+                return b"\0" + len(part).to_bytes(2, "big") + part
+            case _:
+                return bytes((Status.UNSUPPORTED,))
+
+    def _welcome(self, peer: Peer, address: Address, *, proved: bool, now: float) -> None:
+        """A node asked us something. It enters the table once it has proved to receive at its address."""
+        contact = peer.contact
+        if contact.address != address:
+            contact = intern_contact(Contact(contact.key, address[0], address[1]))
+        if proved:
+            known = self.table.get(contact)
+            if known is not contact:
+                if contact.key in self.rpc.peers:
+                    # It moved, and proved it.
+                    self.rpc.peers[contact.key].contact = contact
+                self.heard(contact, now)
+        elif len(self._pinging) < 32 and contact.key not in self._pinging and self.table.wants(contact):
+            self._pinging.add(contact.key)
+            if self.ask(contact, Op.PING, b"", _Ping(self), now) is None:
+                self._pinging.discard(contact.key)
+
+    def pinged(self, contact: Contact, address: tuple[str, int] | None, now: float) -> None:
+        """A ping ended; `address` is where that node sees us, None when it did not answer."""
+        self._pinging.discard(contact.key)
+        if address is not None:
+            self.observed.append(address)
+            self.heard(contact, now)
+        else:
+            self.lost(contact, now)
+
+    def _contacts(self, target: bytes, want: int, peer: Peer, room: int) -> bytes:
+        want = max(0, min(want, (room - 1) // 39))
+        if not want:
+            return b"\0"
+        asker = peer.contact.id
+        found = self.table.closest(int.from_bytes(target, "big"), want, lambda c: c.id == asker or self._is_late(c))
+        while found and sum(len(c.packed) for c in found) > room - 1:
+            found.pop()
+        return messages.contacts_body(found)
+
+    def _serve_value(self, request: Request, peer: Peer, room: int, now: float) -> bytes:
+        topic, want = messages.target_of(request.data)
+        after, known = messages.cursor_of(request.data)
+        total = self.storage.total(topic)
+        if not total:
+            return (
+                b"\0"
+                + messages.value_body(0, bytes(8), more=False, records=[], large=[])
+                + self._contacts(topic, want, peer, room - 14)
+            )
+        digest = self.storage.digest(topic)
+        if known == digest and known != messages.FIRST:
+            head = messages.value_body(total, digest, more=False, records=[], large=[])
+            return bytes((Status.UNCHANGED,)) + head + self._contacts(topic, want, peer, room - 14)
+        records, large, more = self.storage.page(topic, after, room - 15, self.unix(now), INLINE_STORE)
+        head = messages.value_body(total, digest, more=more, records=records, large=large)
+        return b"\0" + head + self._contacts(topic, want, peer, room - 1 - len(head))
+
+    def _serve_store(
+        self, request: Request, peer: Peer, address: Address, *, proved: bool, room: int, now: float
+    ) -> bytes:
+        if not proved:
+            return bytes((Status.BAD_TOKEN,)) + b"\0"
+        topic, want = messages.target_of(request.data)
+        return self._keep(topic, messages.record_of(request.data), want, peer, address, room, now)
+
+    def _serve_part(
+        self, request: Request, peer: Peer, address: Address, *, proved: bool, room: int, now: float
+    ) -> bytes:
+        """Collect a record that is larger than a datagram. Parts come in order; one upload per peer."""
+        if not proved:
+            return bytes((Status.BAD_TOKEN,)) + b"\0"
+        topic, _ = messages.target_of(request.data)
+        name, size, offset, part = messages.store_part_of(request.data)
+        if size > self.registry.max_bytes:
+            return bytes((Status.INVALID,)) + b"\0"
+        key = peer.contact.key
+        if offset == 0:
+            if key not in self._uploads and len(self._uploads) >= MAX_UPLOADS:
+                del self._uploads[next(iter(self._uploads))]
+            self._uploads[key] = (name, bytearray())
+        expected, buffer = self._uploads.get(key, (b"", bytearray()))
+        if expected != name or offset > len(buffer):
+            return bytes((Status.BUSY,)) + b"\0"
+        if offset == len(buffer):
+            buffer += part
+        if len(buffer) < size:
+            return b"\0\0"
+        del self._uploads[key]
+        return self._keep(topic, bytes(buffer), 0, peer, address, room, now)
+
+    def _keep(self, topic: bytes, raw: bytes, want: int, peer: Peer, address: Address, room: int, now: float) -> bytes:
+        try:
+            record = self.registry.check(raw, topic, self.unix(now))
+        except InvalidRecord:
+            return bytes((Status.INVALID,)) + self._contacts(topic, want, peer, room - 1)
+        put = self.store(topic, record, group_of(address[0]), now)
+        contacts = self._contacts(topic, want, peer, room - 1)
+        match put.outcome:
+            case Outcome.STORED | Outcome.SAME:
+                return b"\0" + contacts
+            case Outcome.FULL:
+                return bytes((Status.FULL,)) + contacts
+            case Outcome.OLDER:
+                standing = put.standing or b""
+                if len(standing) > room - 3 - len(contacts):
+                    standing = b""
+                return bytes((Status.OLDER,)) + contacts + len(standing).to_bytes(2, "big") + standing
+            case _:
+                assert_never(put.outcome)
+
+    def store(self, topic: bytes, record: Record, group: bytes, now: float) -> Put:
+        """Keep a checked record here."""
+        return self.storage.put(topic, record, self.registry.rules(record.envelope.kind), group, self.unix(now))
+
+
+class _Ping:
+    """Asks whether a node is where it says, and where it sees us."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def answered(self, call: Call, reply: Reply, now: float) -> None:
+        """It is."""
+        try:
+            address: tuple[str, int] | None = messages.observed_of(reply.data)
+        except BadPacket:
+            address = None
+        self._engine.pinged(call.peer.contact, address, now)
+
+    def late(self, call: Call, now: float) -> None:
+        """Wait."""
+
+    def failed(self, call: Call, now: float) -> None:
+        """It is not."""
+        self._engine.pinged(call.peer.contact, None, now)

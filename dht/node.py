@@ -1,0 +1,355 @@
+"""The DHT node of a daemon: the engine over UDP, with an asyncio face.
+
+node = DhtNode(config, node_key, Network.REGTEST, (RecordKind(...),), clock=clock, rng=SystemRandom())
+await node.start()
+await node.bootstrap([Seed.parse("127.0.0.1:9735")])
+result = await node.put(topic, envelope)
+records = await node.get(topic)
+await node.close()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final, Protocol, TypeVar
+
+from dht.contact import (
+    PUZZLE_BITS,
+    Address,
+    Contact,
+    Scope,
+    intern_contact,
+    node_id,
+    parse_seed,
+    puzzle_zero_bits,
+    scope_of,
+)
+from dht.engine import Engine, EngineConfig
+from dht.errors import BadContact, BadNodeKey, NoPeers, RecordRejected
+from dht.records import RecordKind, Registry
+from dht.rpc import Rng, Rpc
+from dht.search import Found, PutResult
+from dht.storage import Storage
+from dht.udp import Transport, UdpTransport
+from protocol.errors import P2PError
+from protocol.identity import SigningKey
+from protocol.types import Network
+from protocol.wire import Envelope
+
+HOUSEKEEPING_S: Final = 1.0
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+class Clock(Protocol):
+    """Where time comes from."""
+
+    def monotonic(self) -> float:
+        """Seconds that never go back."""
+
+    def unix(self) -> float:
+        """Seconds since 1970-01-01 UTC."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seed:
+    """Where to try to enter the network; the node key may be unknown."""
+
+    host: str
+    port: int
+    key: bytes | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Seed:
+        """A seed from `host:port` or `node1...@host:port`. Raises BadContact or BadId."""
+        key, host, port = parse_seed(text)
+        return cls(host, port, key)
+
+
+@dataclass(frozen=True, slots=True)
+class DhtConfig:
+    """How a node takes part."""
+
+    host: str = "0.0.0.0"  # noqa: S104  (a node of a public network)
+    port: int = 0
+    puzzle_bits: int | None = None
+    """None: what the network asks for."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Counters for people and metrics."""
+
+    peers: int
+    records: int
+    topics: int
+    record_bytes: int
+    evicted: int
+    sent: int
+    received: int
+    served: int
+    retries: int
+    failures: int
+    refused: int
+    bad: int
+    rtt: float
+    """Smoothed round trip, seconds."""
+    network_size: int
+    """Nodes, estimated from how dense ids are."""
+
+
+def mine_node_key(seed_of: Callable[[int], bytes], bits: int) -> tuple[int, SigningKey]:
+    """The first index whose seed makes a node key that solves the puzzle of `bits` zero bits, and that key.
+
+    `seed_of(i)` derives the i-th 32-byte seed; about 2^bits are tried at 20 µs each.
+    """
+    index = 0
+    while True:
+        key = SigningKey(seed_of(index))
+        if puzzle_zero_bits(key.public) >= bits:
+            return index, key
+        index += 1
+
+
+class DhtNode:
+    """One node of the DHT."""
+
+    def __init__(
+        self,
+        config: DhtConfig,
+        node_key: SigningKey,
+        network: Network,
+        kinds: Iterable[RecordKind],
+        storage: Storage | None = None,
+        *,
+        clock: Clock,
+        rng: Rng,
+    ) -> None:
+        """Raises BadNodeKey when `node_key` does not solve the network's puzzle. Without `storage`: in memory."""
+        bits = PUZZLE_BITS[network] if config.puzzle_bits is None else config.puzzle_bits
+        if puzzle_zero_bits(node_key.public) < bits:
+            raise BadNodeKey
+        self.config = config
+        self.key = node_key
+        self.network = network
+        self._clock = clock
+        self._transport: Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._housekeeper: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        rpc = Rpc(
+            node_key,
+            network,
+            send=self._send,
+            rng=rng,
+            limits=config.engine.limits,
+            puzzle_bits=bits,
+            client=config.engine.client,
+            exempt=self._exempt,
+        )
+        self.storage = storage or Storage(secret=rng.randbytes(16))
+        self.engine = Engine(config.engine, rpc, Registry(network, tuple(kinds)), self.storage, rng)
+
+    # -- life --------------------------------------------------------------------------------------------------
+
+    async def start(self, transport: Callable[[Callable[[bytes, Address], None]], Transport] | None = None) -> None:
+        """Listen. Raises PortInUse. `transport`: makes another one than UDP from a receiver of datagrams."""
+        self._loop = asyncio.get_running_loop()
+        self._transport = (
+            transport(self._received) if transport else UdpTransport(self.config.host, self.config.port, self._received)
+        )
+        self._housekeep()
+
+    async def close(self) -> None:
+        """Stop listening; what is out is abandoned. What is stored is flushed."""
+        for timer in (self._timer, self._housekeeper):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._housekeeper = None
+        if self._transport is not None:
+            self._transport.close()
+            self._transport = None
+        self.storage.close()
+
+    @property
+    def local(self) -> tuple[str, int]:
+        """Where the node listens."""
+        if self._transport is None:
+            raise NoPeers("the DHT node is not running")
+        return self._transport.local
+
+    @property
+    def node_id(self) -> bytes:
+        """The 20-byte id of this node."""
+        return self.engine.own_id
+
+    async def bootstrap(self, seeds: Iterable[Seed | Contact]) -> int:
+        """Enter the network by any of `seeds`; returns how many nodes are known after it (0: nobody answered)."""
+        found = await asyncio.gather(*(self._contact_of(seed) for seed in seeds))
+        contacts = [c for c in found if c is not None and c.key != self.key.public]
+        if not contacts and not len(self.engine.table):
+            return 0
+        await self._find(self.engine.own_id, contacts)
+        for bucket in self.engine.table.buckets:
+            if not bucket.has_in_range(self.engine.table.node):
+                lower, upper = bucket.range
+                spot = lower + int(self.engine.rng.random() * (upper - lower))
+                await self._find(spot.to_bytes(20, "big"))
+        return len(self.engine.table)
+
+    # -- records -----------------------------------------------------------------------------------------------
+
+    async def put(self, topic: bytes, record: Envelope, *, quorum: int | None = None) -> PutResult:
+        """Store a signed record under one of its topics.
+
+        Returns at a quorum of acknowledgements. Raises RecordRejected when the record would not be accepted anywhere.
+        A deletion is the put of a tombstone (a revocation).
+        """
+        now = self._now()
+        try:
+            checked = self.engine.check(record.raw, topic, now)
+        except P2PError as e:
+            raise RecordRejected(e.detail) from e
+        future: asyncio.Future[PutResult] = self._running().create_future()
+        self.engine.put(topic, checked, _resolver(future), now, quorum=quorum)
+        self._arm()
+        return await future
+
+    async def get(self, topic: bytes, *, quorum: int | None = None, paths: int = 1) -> list[Envelope]:
+        """The live records of a topic: the newest of each publisher and sub-key, verified; no revoked ones."""
+        found = await self.find_records(topic, quorum=quorum, paths=paths)
+        return [r.envelope for r in found.records if not r.meta.tombstone]
+
+    async def find_records(self, topic: bytes, *, quorum: int | None = None, paths: int = 1) -> Found:
+        """`get` with everything: tombstones, metadata, and how many nodes the answer rests on.
+
+        `quorum`: nodes that must have answered with records before the rest is not waited for. `paths` > 1 searches
+        on disjoint paths, each with its own share of the known nodes.
+        """
+        future: asyncio.Future[Found] = self._running().create_future()
+        self.engine.get(topic, _resolver(future), self._now(), quorum=quorum, paths=paths)
+        self._arm()
+        return await future
+
+    async def find_nodes(self, target: bytes) -> list[Contact]:
+        """The live nodes closest to a 20-byte id, closest first."""
+        return await self._find(target)
+
+    async def _find(self, target: bytes, seeds: Iterable[Contact] = ()) -> list[Contact]:
+        future: asyncio.Future[list[Contact]] = self._running().create_future()
+        self.engine.find(target, _resolver(future), self._now(), seeds)
+        self._arm()
+        return await future
+
+    # -- looking in --------------------------------------------------------------------------------------------
+
+    def peers(self) -> list[Contact]:
+        """The nodes in the routing table: what to keep for the next start."""
+        return list(self.engine.table)
+
+    def stats(self) -> Stats:
+        """Counters since the start."""
+        engine, totals = self.engine, self.engine.rpc.totals
+        reach = engine.reach()
+        return Stats(
+            peers=len(engine.table),
+            records=engine.storage.records,
+            topics=len(engine.storage.topics()),
+            record_bytes=engine.storage.bytes,
+            evicted=engine.storage.evicted,
+            sent=totals.sent,
+            received=totals.received,
+            served=totals.served,
+            retries=totals.retries,
+            failures=totals.failures,
+            refused=totals.refused,
+            bad=totals.bad,
+            rtt=engine.rpc.rtt,
+            network_size=max(len(engine.table) + 1, engine.config.k * 2**160 // max(1, reach)),
+        )
+
+    # -- driving the engine ------------------------------------------------------------------------------------
+
+    def _now(self) -> float:
+        return self._clock.monotonic()
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None or self._transport is None:
+            raise NoPeers("the DHT node is not running")
+        return self._loop
+
+    def _exempt(self, address: Address) -> bool:
+        return self.config.engine.local_addresses and scope_of(address[0]) is not Scope.GLOBAL
+
+    def _send(self, datagram: bytes, address: Address) -> None:
+        if self._transport is not None:
+            self._transport.send(datagram, address)
+
+    def _received(self, datagram: bytes, address: Address) -> None:
+        self.engine.receive(datagram, address, self._clock.monotonic())
+        self._arm()
+
+    def _arm(self) -> None:
+        """One timer for all: set again only when something is due earlier than it stands."""
+        deadline = self.engine.deadline
+        if deadline is None or self._loop is None or self._transport is None:
+            return
+        if self._timer is not None and self._timer_at <= deadline:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = deadline
+        self._timer = self._loop.call_later(max(0.0, deadline - self._now()), self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self.engine.tick(self._now())
+        self._arm()
+
+    def _housekeep(self) -> None:
+        now = self._now()
+        self.engine.offset = self._clock.unix() - now
+        self.storage.expire(self.engine.unix(now))
+        self.storage.flush()
+        self._housekeeper = self._running().call_later(HOUSEKEEPING_S, self._housekeep)
+
+    async def _contact_of(self, seed: Seed | Contact) -> Contact | None:
+        if isinstance(seed, Contact):
+            return seed
+        loop = self._running()
+        try:
+            found = await loop.getaddrinfo(seed.host, seed.port)
+            host = str(found[0][4][0])
+        except (OSError, IndexError):
+            log.warning("the seed %s does not resolve", seed.host)
+            return None
+        key = seed.key
+        if key is None:
+            future: asyncio.Future[bytes | None] = loop.create_future()
+            self.engine.rpc.hello((host, seed.port), _resolver(future), self._now())
+            self._arm()
+            key = await future
+        if key is None:
+            return None
+        try:
+            return intern_contact(Contact(key, host, seed.port))
+        except BadContact:
+            return None
+
+
+def _resolver(future: asyncio.Future[T]) -> Callable[[T], None]:
+    def resolve(result: T) -> None:
+        if not future.done():
+            future.set_result(result)
+
+    return resolve
+
+
+__all__ = ["Clock", "DhtConfig", "DhtNode", "Seed", "Stats", "mine_node_key", "node_id"]
