@@ -19,7 +19,7 @@ from protocol.types import (
     PubKey33,
     Sats,
     Sequence,
-    Terms,
+    ShortTerms,
     Txid,
     UnixTime,
 )
@@ -75,7 +75,7 @@ class Announcement(Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     max_amount: PositiveSats
     response_blocks: Blocks
     policy_hash: Hash32
-    policy: Terms
+    policy: ShortTerms
     bond: Bond | None
     created: UnixTime
     expires: UnixTime

@@ -22,7 +22,7 @@ NONE_YET: Final = bytes(32)
 RawTransaction = Annotated[bytes, Meta(min_length=60, max_length=60_000)]
 WitnessItem = Annotated[bytes, Meta(max_length=80)]
 WitnessStack = Annotated[tuple[WitnessItem, ...], Meta(max_length=4)]
-RawEnvelope = Annotated[bytes, Meta(min_length=100, max_length=4_096)]
+RawEnvelope = Annotated[bytes, Meta(min_length=100, max_length=1_024)]
 DetailName = Annotated[str, Meta(min_length=1, max_length=32)]
 DetailValue = Annotated[str, Meta(max_length=500)]
 Details = Annotated[tuple[tuple[DetailName, DetailValue], ...], Meta(min_length=1, max_length=16)]

@@ -22,9 +22,9 @@ from protocol.types import (
     Ppm,
     PricePerBtc,
     Sequence,
+    ShortTerms,
     Side,
     SignedPpm,
-    Terms,
     UnixTime,
 )
 from protocol.wire import Envelope, Kind, unpack
@@ -103,7 +103,7 @@ class Offer(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     escrow_types: Annotated[tuple[EscrowType, ...], Meta(min_length=1, max_length=4)]
     backup_delay: Blocks
     confirmations: Annotated[int, Meta(ge=1, le=100)]
-    terms: Terms
+    terms: ShortTerms
     requirements: Requirements
     contacts: Annotated[tuple[NodeContact, ...], Meta(max_length=2)]
     created: UnixTime
@@ -121,12 +121,27 @@ class OfferRef(Struct, frozen=True, array_like=True, forbid_unknown_fields=True)
 
 
 class Revocation(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A tombstone: no version of the offer up to `sequence` may be shown or taken. Kept until `expires`."""
+    """A tombstone: no version of the offer up to `sequence` may be shown or taken. Kept until `expires`.
+
+    `side`, `currency` and `expires` are the offer's, so that it is found where the offer was and outlives it.
+    """
 
     maker: PersonaId
     offer_id: Hash32
     sequence: Sequence
+    side: Side
+    currency: CurrencyCode
     expires: UnixTime
+
+
+def read_revocation(envelope: Envelope, network: Network) -> Revocation:
+    """The tombstone in a verified envelope. Raises Malformed."""
+    if envelope.kind != Kind.OFFER_REVOCATION or envelope.network != network:
+        raise Malformed("not an offer's revocation on this network")
+    revocation = unpack(envelope.body, Revocation, limit=Kind.OFFER_REVOCATION.limit)
+    if revocation.maker != envelope.signer:
+        raise Malformed("a revocation must be signed by the maker that it names")
+    return revocation
 
 
 def read_offer(envelope: Envelope, network: Network, now: int, *, work: int = OFFER_WORK_BITS) -> Offer:

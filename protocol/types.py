@@ -126,5 +126,8 @@ CurrencyCode = Annotated[str, Meta(pattern=r"\A[A-Z]{3,5}\Z")]
 MethodCode = Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9-]{1,31}\Z")]
 """The name of a payment method in the registry, such as `sepa-instant`."""
 
+ShortTerms = Annotated[str, Meta(max_length=400)]
+"""Free text inside a public record, which must fit one datagram."""
+
 Terms = Annotated[str, Meta(max_length=2_000)]
 """Free text shown to the counterparty."""

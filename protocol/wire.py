@@ -59,10 +59,10 @@ class Kind(IntEnum):
 
 
 _LIMITS: Final[dict[Kind, int]] = {
-    Kind.OFFER: 8_192,
+    Kind.OFFER: 1_024,
     Kind.OFFER_REVOCATION: 512,
     Kind.CONTACT: 1_024,
-    Kind.ARBITER: 4_096,
+    Kind.ARBITER: 1_024,
     Kind.CONTRACT: 16_384,
     Kind.TAKE: 500_000,
     Kind.ACCEPT: 500_000,
