@@ -156,10 +156,18 @@ def contacts_of(data: bytes, offset: int = HEAD) -> list[Contact]:
 
 
 def value_body(total: int, digest: bytes, *, more: bool, records: list[bytes], large: list[tuple[bytes, int]]) -> bytes:
-    """Total u16 ‖ digest (8) ‖ more u8 ‖ n u8 ‖ n × (length u16 ‖ record) ‖ m u8 ‖ m × (tag (8) ‖ length u16);
-    contacts follow.""" parts = [min(total, 65_535).to_bytes(2, "big"), digest, bytes((more, len(records)))] for raw
-    in records: parts.append(len(raw).to_bytes(2, "big")) parts.append(raw) parts.append(bytes((len(large),))) for
-    tag, size in large: parts.append(tag + size.to_bytes(2, "big")) return b"".join(parts)
+    """The answer to find_value without its contacts, which follow.
+
+    Total u16 ‖ digest (8) ‖ more u8 ‖ n u8 ‖ n × (length u16 ‖ record) ‖ m u8 ‖ m × (tag (8) ‖ length u16).
+    """
+    parts = [min(total, 65_535).to_bytes(2, "big"), digest, bytes((more, len(records)))]
+    for raw in records:
+        parts.append(len(raw).to_bytes(2, "big"))
+        parts.append(raw)
+    parts.append(bytes((len(large),)))
+    for tag, size in large:
+        parts.append(tag + size.to_bytes(2, "big"))
+    return b"".join(parts)
 
 
 def value_of(data: bytes) -> ValueReply:

@@ -4,10 +4,10 @@ The DHT knows no kind. Whoever owns one registers a `RecordKind`: a pure functio
 record it is, which one of theirs, which version, how long it lives and under which topics it may be found; plus limits.
 Everything else is the same for all kinds and lives here: size, signature, times, proof of work, topics.
 
-A record replaces another when publisher and sub-key are equal and its rank is higher: (sequence, tombstone, name). The
-rank is a total order (the last part is a hash of the record), so all
-nodes that saw the same records keep the same one, whatever the order they came in. A tombstone is a record like any other (a revocation): it outranks what it revokes and stays until it expires, so that a
-late copy of the revoked record can't come back.
+A record replaces another when publisher and sub-key are equal and its rank is higher: (sequence, tombstone, name).
+The rank is a total order (the last part is a hash of the record), so all nodes that saw the same records keep the
+same one, whatever the order they came in. A tombstone is a record like any other (a revocation): it outranks what it
+revokes and stays until it expires, so that a late copy of the revoked record can't come back.
 """
 
 from __future__ import annotations
