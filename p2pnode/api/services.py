@@ -1,0 +1,233 @@
+"""What the API's routes ask for; `p2pnode.app` gives it to them.
+
+Every method is a coroutine that takes and returns values of `schema`. What can't be done is a P2PError. The rule for
+those that write: *an error of the P2PError family means that nothing was changed, or that doing it again is harmless*.
+The routes rely on it: such a request may be sent again under its idempotency key. Any other exception counts as "the
+outcome is not known" and is never retried.
+
+An id argument (`offer`, `trade`) is 8 to 64 hex digits: the whole id or the beginning of it. Raise NotFound when
+nothing fits and AmbiguousId when more than one does, also when two makers use the same offer id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from msgspec import Struct
+
+from p2pnode.api.schema import (
+    AddressRequest,
+    AddressView,
+    AnnounceRequest,
+    ArbiterList,
+    ArbiterView,
+    BalanceView,
+    CancelRequest,
+    EventView,
+    HistoryView,
+    NodeView,
+    OfferDraft,
+    OfferEdit,
+    OfferFilter,
+    OfferPage,
+    OfferView,
+    PayRequest,
+    PeerAdd,
+    PeerList,
+    PeerView,
+    SendRequest,
+    SentView,
+    TakeRequest,
+    TradeList,
+    TradeView,
+    UtxoList,
+)
+from protocol.errors import UserError
+
+
+class AmbiguousId(UserError):
+    """More than one thing has an id that begins like this: give more of it."""
+
+    code = 3002
+
+
+class RoleMissing(UserError):
+    """This node does not play that role: switch it on in its configuration and start it again."""
+
+    code = 3003
+
+
+class Node(Protocol):
+    """The daemon itself."""
+
+    async def info(self) -> NodeView:
+        """Who, where and how it is. Never waits for the network."""
+        ...
+
+    async def stop(self) -> None:
+        """Begin to shut down; returns at once, the answer is still sent."""
+        ...
+
+
+class Offers(Protocol):
+    """One's own offers and the book."""
+
+    async def create(self, draft: OfferDraft) -> OfferView:
+        """Sign and publish; returns once the record is in the store and was handed to the DHT.
+
+        Raises BadOffer, BadPrice, and others of the user's or the DHT's.
+        """
+        ...
+
+    async def find(self, wanted: OfferFilter) -> OfferPage:
+        """The book (of the market asked for, looked up in the DHT when it is stale), or one's own offers."""
+        ...
+
+    async def show(self, offer: str) -> OfferView:
+        """One offer, own or of the book."""
+        ...
+
+    async def edit(self, offer: str, changes: OfferEdit) -> OfferView:
+        """Publish the next version of an own offer."""
+        ...
+
+    async def revoke(self, offer: str) -> OfferView:
+        """Withdraw an own offer; again is fine."""
+        ...
+
+    async def take(self, offer: str, request: TakeRequest) -> TradeView:
+        """Begin a trade; returns once the take is recorded, before the maker answers."""
+        ...
+
+
+class Trades(Protocol):
+    """Trades, open and ended."""
+
+    async def list(self, *, open_only: bool) -> TradeList:
+        """Newest first, without steps."""
+        ...
+
+    async def show(self, trade: str) -> TradeView:
+        """One trade, with its steps."""
+        ...
+
+    async def pay(self, trade: str, request: PayRequest) -> TradeView:
+        """Buyer: declare the payment. Raises IllegalTransition when the trade is not there (yet, or any more)."""
+        ...
+
+    async def release(self, trade: str) -> TradeView:
+        """Seller: give the coins. Raises IllegalTransition."""
+        ...
+
+    async def cancel(self, trade: str, request: CancelRequest) -> TradeView:
+        """Leave a trade that is not funded. Raises IllegalTransition."""
+        ...
+
+
+class WalletService(Protocol):
+    """The user's coins."""
+
+    async def balance(self) -> BalanceView:
+        """The present balance."""
+        ...
+
+    async def address(self, request: AddressRequest) -> AddressView:
+        """A fresh receiving address."""
+        ...
+
+    async def utxos(self) -> UtxoList:
+        """All unspent coins, largest first."""
+        ...
+
+    async def history(self, limit: int) -> HistoryView:
+        """The newest `limit` transactions."""
+        ...
+
+    async def send(self, request: SendRequest) -> SentView:
+        """Pay out of what is spendable."""
+        ...
+
+
+class Peers(Protocol):
+    """Other nodes."""
+
+    async def list(self) -> PeerList:
+        """Open sessions, then contacts of the routing table."""
+        ...
+
+    async def add(self, request: PeerAdd) -> PeerView:
+        """Ping a node and take it into the routing table. Raises a P2PError when it does not answer."""
+        ...
+
+
+class Arbiters(Protocol):
+    """Arbiters that this node knows, and itself as one."""
+
+    async def announce(self, request: AnnounceRequest) -> ArbiterView:
+        """Publish the next announcement of the node's own persona. Raises RoleMissing."""
+        ...
+
+    async def list(self, currency: str | None, method: str | None) -> ArbiterList:
+        """Those with a living announcement that serve `currency` and `method` (None: any)."""
+        ...
+
+
+class Events(Protocol):
+    """The feed. Numbers grow, without gaps that fill later; events survive a restart.
+
+    There is at least one event for each change of a trade's phase and of an own offer's state, recorded in the same
+    commit.
+    """
+
+    async def since(self, after: int, limit: int) -> Sequence[EventView]:
+        """Up to `limit` events with a number over `after`, in order; at once."""
+        ...
+
+    async def last(self) -> int:
+        """The number of the newest event, 0 when there is none."""
+        ...
+
+    async def wait(self, after: int) -> None:
+        """Return as soon as there is an event with a number over `after`. May be cancelled."""
+        ...
+
+
+class Recorded(Struct, frozen=True):
+    """What became of a write. `status` 0: it was begun, and its end is not known."""
+
+    request: bytes
+    status: int
+    body: bytes
+
+
+class Idempotency(Protocol):
+    """Memory of the writes that were asked for, by their idempotency key; it survives a restart."""
+
+    async def claim(self, key: str, request: bytes) -> Recorded | None:
+        """Record that the write `request` (a 32-byte hash) begins, unless `key` is known: then return its record.
+
+        Committed before it returns. Records may be forgotten after a day, unfinished ones never before.
+        """
+        ...
+
+    async def finish(self, key: str, status: int, body: bytes) -> None:
+        """Keep the answer."""
+        ...
+
+    async def forget(self, key: str) -> None:
+        """The write changed nothing: the key is free again."""
+        ...
+
+
+class Services(Struct, frozen=True, kw_only=True):
+    """All that the API needs. What a role does not have is None, and its routes answer with RoleMissing."""
+
+    node: Node
+    peers: Peers
+    arbiters: Arbiters
+    events: Events
+    idempotency: Idempotency
+    offers: Offers | None = None
+    trades: Trades | None = None
+    wallet: WalletService | None = None
