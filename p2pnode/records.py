@@ -1,0 +1,87 @@
+"""The kinds of record that nodes keep for each other in the DHT, and the rules of each (SPEC section 6).
+
+Every DHT node runs these checks on everything that it is asked to store or shown, so a record that breaks them is
+found nowhere.
+"""
+
+from __future__ import annotations
+
+from dht.records import RecordKind, RecordMeta
+from dht.topics import arbiters_topic, contact_topic, offer_topics
+from p2pnode.contacts import read_contact
+from protocol.announcement import ARBITER_WORK_BITS, MAX_ANNOUNCEMENT_LIFETIME, read_announcement
+from protocol.contact import CONTACT_WORK_BITS, MAX_CONTACT_LIFETIME
+from protocol.offer import MAX_OFFER_LIFETIME, OFFER_WORK_BITS, read_offer, read_revocation
+from protocol.types import Network
+from protocol.wire import Envelope, Kind
+from protocol.work import work_bits
+
+
+def record_kinds(network: Network) -> tuple[RecordKind, ...]:
+    """All kinds, for one network."""
+
+    def offer(envelope: Envelope, now: int) -> RecordMeta:
+        value = read_offer(envelope, network, now)
+        return RecordMeta(
+            publisher=value.maker,
+            sub_key=value.offer_id,
+            sequence=value.sequence,
+            expires=value.expires,
+            topics=offer_topics(network, value.currency, value.side, value.offer_id),
+            issued=value.created,
+            pow_bits=work_bits(envelope.id),
+        )
+
+    def revocation(envelope: Envelope, _now: int) -> RecordMeta:
+        value = read_revocation(envelope, network)
+        return RecordMeta(
+            publisher=value.maker,
+            sub_key=value.offer_id,
+            sequence=value.sequence,
+            expires=value.expires,
+            topics=offer_topics(network, value.currency, value.side, value.offer_id),
+            tombstone=True,
+        )
+
+    def contact(envelope: Envelope, now: int) -> RecordMeta:
+        value = read_contact(envelope, network, now)
+        return RecordMeta(
+            publisher=value.persona,
+            sub_key=b"",
+            sequence=value.sequence,
+            expires=value.expires,
+            topics=(contact_topic(network, value.persona),),
+            issued=value.created,
+            pow_bits=work_bits(envelope.id),
+        )
+
+    def arbiter(envelope: Envelope, now: int) -> RecordMeta:
+        value = read_announcement(envelope, network, now)
+        return RecordMeta(
+            publisher=value.persona,
+            sub_key=b"",
+            sequence=value.sequence,
+            expires=value.expires,
+            topics=(arbiters_topic(network),),
+            issued=value.created,
+            pow_bits=work_bits(envelope.id),
+        )
+
+    return (
+        RecordKind(Kind.OFFER, offer, max_lifetime_s=MAX_OFFER_LIFETIME, min_pow_bits=OFFER_WORK_BITS),
+        RecordKind(Kind.OFFER_REVOCATION, revocation, max_bytes=512, max_lifetime_s=MAX_OFFER_LIFETIME),
+        RecordKind(
+            Kind.CONTACT,
+            contact,
+            max_lifetime_s=MAX_CONTACT_LIFETIME,
+            min_pow_bits=CONTACT_WORK_BITS,
+            max_per_publisher=1,
+        ),
+        RecordKind(
+            Kind.ARBITER,
+            arbiter,
+            max_lifetime_s=MAX_ANNOUNCEMENT_LIFETIME,
+            min_pow_bits=ARBITER_WORK_BITS,
+            max_per_publisher=1,
+        ),
+    )
