@@ -99,7 +99,7 @@ class Engine:
                     case StopTimer(name):
                         self.trades.stop_timer(trade_id, name)
                     case NotifyUser(topic):
-                        self._notices.add(topic, trade_id, now)
+                        self._notices.add(topic, now, trade_id=trade_id, phase=type(state.phase).__name__)
                     case (
                         PrepareContribution()
                         | SignFunding()
@@ -114,6 +114,8 @@ class Engine:
                         deferred.append(effect)
                     case _:
                         assert_never(effect)
+            if stored is None or type(stored.state.phase) is not type(state.phase):
+                self._notices.add("phase", now, trade_id=trade_id, phase=type(state.phase).__name__)
             self.trades.add_effects(trade_id, deferred)
             if done is not None:
                 self.trades.finish_effect(done)

@@ -15,7 +15,9 @@ class Notice(Struct, frozen=True):
     number: int
     at: int
     topic: str
-    trade_id: bytes | None
+    trade_id: bytes | None = None
+    offer_id: bytes | None = None
+    phase: str | None = None
 
 
 class Notices:
@@ -25,10 +27,19 @@ class Notices:
         self._database = database
         self._arrived = asyncio.Event()
 
-    def add(self, topic: str, trade_id: bytes | None, now: int) -> None:
+    def add(
+        self,
+        topic: str,
+        now: int,
+        *,
+        trade_id: bytes | None = None,
+        offer_id: bytes | None = None,
+        phase: str | None = None,
+    ) -> None:
         """Add one; inside a transaction it becomes visible with it. Call `wake` after the commit."""
         self._database.connection.execute(
-            "INSERT INTO notices (at, topic, trade_id) VALUES (?, ?, ?)", (now, topic, trade_id)
+            "INSERT INTO notices (at, topic, trade_id, offer_id, phase) VALUES (?, ?, ?, ?, ?)",
+            (now, topic, trade_id, offer_id, phase),
         )
 
     def wake(self) -> None:
@@ -39,7 +50,8 @@ class Notices:
     def after(self, number: int, limit: int = 100) -> list[Notice]:
         """Notices numbered above `number`, oldest first."""
         rows = self._database.connection.execute(
-            "SELECT n, at, topic, trade_id FROM notices WHERE n > ? ORDER BY n LIMIT ?", (number, limit)
+            "SELECT n, at, topic, trade_id, offer_id, phase FROM notices WHERE n > ? ORDER BY n LIMIT ?",
+            (number, limit),
         )
         return [Notice(*row) for row in rows]
 

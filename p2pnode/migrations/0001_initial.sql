@@ -66,14 +66,19 @@ CREATE TABLE escrow_keys (
     trade_id BLOB NOT NULL
 ) WITHOUT ROWID;
 
+-- `state`: open, taken, revoked or expired. `details`: our payment details by method. `published`: the newest sequence,
+-- of the offer or of its tombstone, that the DHT has taken; smaller than `sequence` means that it is still to be done.
 CREATE TABLE own_offers (
-    offer_id BLOB PRIMARY KEY,
-    sequence INTEGER NOT NULL,
-    raw      BLOB NOT NULL,
-    details  BLOB NOT NULL,
-    state    TEXT NOT NULL,
-    expires  INTEGER NOT NULL,
-    updated  INTEGER NOT NULL
+    offer_id  BLOB PRIMARY KEY,
+    sequence  INTEGER NOT NULL,
+    raw       BLOB NOT NULL,
+    details   BLOB NOT NULL,
+    state     TEXT NOT NULL,
+    expires   INTEGER NOT NULL,
+    created   INTEGER NOT NULL,
+    updated   INTEGER NOT NULL,
+    published INTEGER NOT NULL DEFAULT -1,
+    stored_on INTEGER
 ) WITHOUT ROWID;
 
 CREATE TABLE book (
@@ -118,7 +123,9 @@ CREATE TABLE notices (
     n        INTEGER PRIMARY KEY AUTOINCREMENT,
     at       INTEGER NOT NULL,
     topic    TEXT NOT NULL,
-    trade_id BLOB
+    trade_id BLOB,
+    offer_id BLOB,
+    phase    TEXT
 );
 
 CREATE TABLE idempotency (
