@@ -32,7 +32,7 @@ lint: venv ## Check style, types and layers.
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet . || { echo "lint: run 'make fmt'" >&2; exit 1; }
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/lint-imports --no-cache --no-logo
 
 fmt: venv ## Format, and mend what can be mended by itself.
 	@$(BIN)/ruff check --fix-only --quiet .
