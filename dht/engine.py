@@ -27,7 +27,10 @@ from dht.storage import Outcome, Put, Storage
 
 OPERATION_LIMIT_S: Final = 10.0
 """An operation ends at the latest after this time, with what it has."""
+TABLE_S: Final = 5.0
+"""A node that is heard moves up in its bucket at most this often."""
 SAMPLES: Final = 16
+CONTACTS_WITH_RECORDS: Final = 3
 MAX_UPLOADS: Final = 64
 """Records of more than one datagram that are being received at once: half a megabyte at most."""
 
@@ -38,7 +41,7 @@ class EngineConfig:
 
     k: int = 8
     """Nodes that hold a record, and width of a search."""
-    alpha: int = 4
+    alpha: int = 3
     """Questions in flight in a search."""
     bucket_size: int = 16
     digit_bits: int = 3
@@ -49,7 +52,9 @@ class EngineConfig:
     client: bool = False
     """Not reachable unasked: never enters other nodes' tables, stores nothing."""
     local_addresses: bool = False
-    """Loopback and private addresses are fit for contacts, and address limits do not apply to them."""
+    """Loopback and private addresses are fit for contacts."""
+    count_local: bool = False
+    """Address limits apply to them too. Off, because all nodes of a test network share one address."""
     limits: Limits = field(default_factory=Limits)
     refresh_s: float = 900.0
     """Age at which a bucket that nothing was heard from is refreshed."""
@@ -78,6 +83,7 @@ class Engine:
         self._uploads: dict[bytes, tuple[bytes, bytearray]] = {}
         self._reaches: deque[int] = deque(maxlen=SAMPLES)
         self._reach: int | None = None
+        self._edge: int | None = None
         rpc.server = self
 
     # -- what the driver calls ---------------------------------------------------------------------------------
@@ -148,7 +154,8 @@ class Engine:
         self, target: bytes, alpha: int, seeds: Iterable[Contact] = (), paths: int = 1, places: int = 0
     ) -> Lookup:
         number = int.from_bytes(target, "big")
-        known = self.table.closest(number, max(2 * self.config.k, paths * self.config.k), self._is_late)
+        count = max(2 * self.config.k, paths * self.config.k)
+        known = self.table.closest(number, count, self._is_late if self.rpc.late else None, named=True)
         return Lookup(
             number,
             [*known, *seeds],
@@ -187,14 +194,31 @@ class Engine:
 
     def heard(self, contact: Contact, now: float) -> None:
         """A node answered us at its address: it belongs in the table."""
-        if self.table.add_contact(contact, now):
-            self._reach = None
+        peer = self.rpc.peers.get(contact.key)
+        if peer is not None:
+            if now - peer.tabled_at < TABLE_S and peer.contact is contact:
+                return
+            peer.tabled_at = now
+        before = self.table.size
+        self.table.add_contact(contact, now)
+        if self.table.size != before:
+            self._reach = self._edge = None
 
     def lost(self, contact: Contact, now: float) -> None:
         """A node did not answer three times."""
         del now
         self.table.remove_contact(contact)
-        self._reach = None
+        if (peer := self.rpc.peers.get(contact.key)) is not None:
+            peer.tabled_at = -1e9
+        self._reach = self._edge = None
+
+    def named(self, contacts: list[Contact]) -> None:
+        """A node that answered named these."""
+        self.table.name(contacts)
+
+    def late(self, contact: Contact) -> None:
+        """A node is overdue."""
+        self.table.forget_named(contact)
 
     def reach(self) -> int:
         """The XOR distance within which the k nodes closest to a point are expected.
@@ -219,11 +243,10 @@ class Engine:
             self._reach = None
 
     def _is_late(self, contact: Contact) -> bool:
-        peer = self.rpc.peers.get(contact.key)
-        return peer is not None and peer.late
+        return contact.key in self.rpc.late
 
     def _exempt(self, contact: Contact) -> bool:
-        return self.config.local_addresses and contact.scope is not Scope.GLOBAL
+        return contact.scope is not Scope.GLOBAL and not self.config.count_local
 
     # -- answering (rpc.Server) --------------------------------------------------------------------------------
 
@@ -266,10 +289,24 @@ class Engine:
                     # It moved, and proved it.
                     self.rpc.peers[contact.key].contact = contact
                 self.heard(contact, now)
-        elif len(self._pinging) < 32 and contact.key not in self._pinging and self.table.wants(contact):
+        elif (
+            len(self._pinging) < 32
+            and contact.key not in self._pinging
+            and self._neighbour(contact)
+            and self.table.wants(contact)
+        ):
+            # Others prove themselves with their next request; a neighbour must be known at once, or records miss it.
             self._pinging.add(contact.key)
             if self.ask(contact, Op.PING, b"", _Ping(self), now) is None:
                 self._pinging.discard(contact.key)
+
+    def _neighbour(self, contact: Contact) -> bool:
+        """Whether the node is among the k closest to us, as far as we know."""
+        if self._edge is None:
+            own = int.from_bytes(self.own_id, "big")
+            near = self.table.closest(own, self.config.k)
+            self._edge = near[-1].long_id ^ own if len(near) == self.config.k else 2**ID_BITS
+        return contact.long_id ^ int.from_bytes(self.own_id, "big") <= self._edge
 
     def pinged(self, contact: Contact, address: tuple[str, int] | None, now: float) -> None:
         """A ping ended; `address` is where that node sees us, None when it did not answer."""
@@ -284,8 +321,9 @@ class Engine:
         want = max(0, min(want, (room - 1) // 39))
         if not want:
             return b"\0"
+        found = self.table.closest(int.from_bytes(target, "big"), want + 1, self._is_late if self.rpc.late else None)
         asker = peer.contact.id
-        found = self.table.closest(int.from_bytes(target, "big"), want, lambda c: c.id == asker or self._is_late(c))
+        found = [c for c in found if c.id != asker][:want]
         while found and sum(len(c.packed) for c in found) > room - 1:
             found.pop()
         return messages.contacts_body(found)
@@ -306,7 +344,8 @@ class Engine:
             return bytes((Status.UNCHANGED,)) + head + self._contacts(topic, want, peer, room - 14)
         records, large, more = self.storage.page(topic, after, room - 15, self.unix(now), INLINE_STORE)
         head = messages.value_body(total, digest, more=more, records=records, large=large)
-        return b"\0" + head + self._contacts(topic, want, peer, room - 1 - len(head))
+        # Who holds the topic is near it, and so are those it knows: a few are enough to go on from.
+        return b"\0" + head + self._contacts(topic, min(want, CONTACTS_WITH_RECORDS), peer, room - 1 - len(head))
 
     def _serve_store(
         self, request: Request, peer: Peer, address: Address, *, proved: bool, room: int, now: float

@@ -117,7 +117,11 @@ class Lookup:
             self._groups[contact.group] = count + 1
         candidate = Candidate(contact.long_id ^ self.target, contact, path)
         self._by_id[node_id] = candidate
-        insort(self._order, candidate)
+        order = self._order
+        if order and candidate.distance < order[-1].distance:
+            insort(order, candidate)
+        else:
+            order.append(candidate)
 
     def _window(self, *, answered_only: bool = False) -> list[Candidate]:
         """The closest candidates that could still be (or are) part of the result."""

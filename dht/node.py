@@ -286,7 +286,7 @@ class DhtNode:
         return self._loop
 
     def _exempt(self, address: Address) -> bool:
-        return self.config.engine.local_addresses and scope_of(address[0]) is not Scope.GLOBAL
+        return not self.config.engine.count_local and scope_of(address[0]) is not Scope.GLOBAL
 
     def _send(self, datagram: bytes, address: Address) -> None:
         if self._transport is not None:

@@ -9,12 +9,14 @@ Changed:
 * Time is an argument. No coroutine is started in here.
 * A node at a new address replaces its old entry instead of keeping the stale port.
 * At most a few nodes of one address group per bucket and in the table: an eclipse needs real addresses.
+* Nodes that were named but never heard are kept apart, a few per bucket, as starting points of our own searches only.
 * Only nodes that proved to receive at their address enter (the caller sees to it), and suspects are not handed out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from operator import itemgetter
 from typing import Final
 
 from kademlia.routing import KBucket, RoutingTable
@@ -23,6 +25,9 @@ from dht.contact import ID_BITS, Contact, Scope
 
 GROUP_PER_BUCKET: Final = 2
 GROUP_PER_TABLE: Final = 10
+
+
+_first = itemgetter(0)
 
 
 class Bucket(KBucket):  # type: ignore[misc]  # kademlia ships no types
@@ -34,6 +39,11 @@ class Bucket(KBucket):  # type: ignore[misc]  # kademlia ships no types
 
     def __init__(self, lower: int, upper: int, size: int, now: float = 0.0) -> None:
         self.last_updated = now
+        self.low = lower
+        self.bits = (upper - lower).bit_length()
+        """The range is the ids from `low` whose last `bits` bits are free."""
+        self.named: dict[bytes, Contact] = {}
+        """Heard of, not heard: never handed to others, never counted."""
         super().__init__(lower, upper, size, replacementNodeFactor=1)
 
     def touch_last_updated(self) -> None:
@@ -49,11 +59,13 @@ class Bucket(KBucket):  # type: ignore[misc]  # kademlia ships no types
         )
         for contact in (*self.nodes.values(), *self.replacement_nodes.values()):
             halves[contact.long_id > middle].add_node(contact)
+        for contact in self.named.values():
+            halves[contact.long_id > middle].named[contact.id] = contact
         return halves
 
     def depth(self) -> int:
         """How many leading bits the ids of this range share."""
-        return ID_BITS - (self.range[1] - self.range[0]).bit_length()
+        return ID_BITS - self.bits
 
 
 class Table(RoutingTable):  # type: ignore[misc]
@@ -128,6 +140,7 @@ class Table(RoutingTable):  # type: ignore[misc]
             if not self._diverse(bucket, node):
                 return False
             if len(bucket.nodes) < self.ksize:
+                bucket.named.pop(node.id, None)
                 bucket.add_node(node)
                 self._count(node)
                 return True
@@ -135,6 +148,20 @@ class Table(RoutingTable):  # type: ignore[misc]
                 bucket.add_node(node)  # to the replacement cache
                 return False
             self._split(index)
+
+    def name(self, contacts: Iterable[Contact]) -> None:
+        """Keep contacts that others named, as far as there is room and they are not known."""
+        for contact in contacts:
+            bucket = self.buckets[self.get_bucket_for(contact)]
+            node_id = contact.id
+            if node_id not in bucket.nodes and node_id not in bucket.named and node_id != self.node.id:
+                if len(bucket.named) >= self.ksize:
+                    del bucket.named[next(iter(bucket.named))]
+                bucket.named[node_id] = contact
+
+    def forget_named(self, node: Contact) -> None:
+        """A node that was named does not answer."""
+        self.buckets[self.get_bucket_for(node)].named.pop(node.id, None)
 
     def _split(self, index: int) -> None:
         before = len(self.buckets[index].nodes)
@@ -164,6 +191,7 @@ class Table(RoutingTable):  # type: ignore[misc]
         """Remove a node that does not answer; the freshest replacement takes its place."""
         bucket = self.buckets[self.get_bucket_for(node)]
         known = bucket.nodes.get(node.id)
+        bucket.named.pop(node.id, None)
         if known is None:
             bucket.replacement_nodes.pop(node.id, None)
             return
@@ -185,29 +213,33 @@ class Table(RoutingTable):  # type: ignore[misc]
         else:
             del self._groups[contact.group]
 
-    def closest(self, target: int, count: int, skip: Callable[[Contact], bool] | None = None) -> list[Contact]:
-        """The `count` known nodes closest to `target`, closest first, without those that `skip` names.
+    def closest(
+        self, target: int, count: int, skip: Callable[[Contact], bool] | None = None, *, named: bool = False
+    ) -> list[Contact]:
+        """The `count` known nodes closest to `target`, closest first, without those that `skip` is true of.
+
+        With `named`: those that were only named, too.
 
         The ranges of buckets are aligned powers of two, so by XOR distance they do not interleave: the buckets in
         order of distance, each sorted, are all nodes in order of distance.
         """
         out: list[Contact] = []
-        order = sorted(
-            self.buckets,
-            key=lambda b: (
-                (b.range[0] ^ target)
-                >> (b.range[1] - b.range[0]).bit_length()
-                << (b.range[1] - b.range[0]).bit_length()
-            ),
-        )
-        for bucket in order:
-            nodes = list(bucket.nodes.values())
-            nodes.sort(key=lambda c: c.long_id ^ target)
-            for contact in nodes:
-                if skip is None or not skip(contact):
-                    out.append(contact)
-                    if len(out) == count:
-                        return out
+        order = [((b.low ^ target) >> b.bits << b.bits, b) for b in self.buckets]
+        order.sort(key=_first)
+        for _, bucket in order:
+            if not bucket.nodes and not named:
+                continue
+            nodes = [(c.long_id ^ target, c) for c in bucket.nodes.values()]
+            if named:
+                nodes += [(c.long_id ^ target, c) for c in bucket.named.values()]
+            nodes.sort(key=_first)
+            if skip is None:
+                out += [c for _, c in nodes]
+            else:
+                out += [c for _, c in nodes if not skip(c)]
+            if len(out) >= count:
+                del out[count:]
+                break
         return out
 
     def lonely(self, now: float, age: float) -> list[Bucket]:

@@ -62,6 +62,7 @@ class Peer:
         "rtt",
         "rtt_dev",
         "send_key",
+        "tabled_at",
         "token",
         "token_at",
     )
@@ -78,6 +79,7 @@ class Peer:
         """A question to it is overdue and nothing was heard since: not handed out, asked last."""
         self.failures = 0
         self.heard_at = -1e9
+        self.tabled_at = -1e9
 
 
 class Asker(Protocol):
@@ -186,6 +188,8 @@ class Rpc:
         self._buckets: Buckets[str] = Buckets(limits.rate, limits.burst)
         self.rtt = 0.0
         self.rtt_dev = 0.0
+        self.late: set[bytes] = set()
+        """Keys of peers that owe an answer."""
 
     # -- asking ------------------------------------------------------------------------------------------------
 
@@ -202,6 +206,7 @@ class Rpc:
     def _forget_one(self) -> None:
         oldest = min(self.peers.values(), key=lambda p: p.heard_at)
         del self.peers[oldest.contact.key]
+        self.late.discard(oldest.contact.key)
 
     def call(self, contact: Contact, op: int, body: bytes, asker: Asker, now: float, tag: int = 0) -> Call:
         """Put a question to a node. Raises BadContact or BadPacket when its key is not usable."""
@@ -285,6 +290,7 @@ class Rpc:
         peer = call.peer
         if peer.heard_at < call.sent_at:
             peer.late = True
+            self.late.add(peer.contact.key)
         if call.tries >= TRIES:
             del self._calls[call.rid]
             peer.failures += 1
@@ -346,7 +352,9 @@ class Rpc:
         peer.token = reply.token
         peer.token_at = peer.heard_at = now
         peer.failures = 0
-        peer.late = False
+        if peer.late:
+            peer.late = False
+            self.late.discard(peer.contact.key)
         if call.tries == 1:
             # Karn: an answer to a question sent twice says nothing of the round trip.
             self._measure(peer, now - call.sent_at)

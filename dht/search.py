@@ -48,6 +48,12 @@ class Context(Protocol):
     def check(self, raw: bytes, topic: bytes, now: float) -> Record:
         """Judge a record. Raises InvalidRecord."""
 
+    def named(self, contacts: list[Contact]) -> None:
+        """A node that answered named these."""
+
+    def late(self, contact: Contact) -> None:
+        """A node is overdue."""
+
     def reach(self) -> int:
         """The XOR distance within which the closest k nodes to a point are expected."""
 
@@ -103,16 +109,21 @@ class Search:
         """An answer came."""
         contact = call.peer.contact
         self.ctx.heard(contact, now)
+        if self.closed and self.over:
+            return
         try:
             contacts = self._read(call, reply, now)
         except (BadPacket, InvalidRecord):
             self.lookup.failed(contact)
         else:
+            if contacts:
+                self.ctx.named(contacts)
             self.lookup.answered(contact, contacts)
         self._pump(now)
 
     def late(self, call: Call, now: float) -> None:
         """An answer is overdue."""
+        self.ctx.late(call.peer.contact)
         self.lookup.late(call.peer.contact)
         self._pump(now)
 
@@ -248,6 +259,12 @@ class GetValue(Search):
             return
         del self._parts[contact.key, tag]
         self._held.setdefault(contact.key, set()).add(self._take(bytes(buffer), now).rank[2])
+
+    def _pump(self, now: float) -> None:
+        # Once the records begin to come, ask no more nodes than the quorum lacks: late ones free their slot for others.
+        if self._sources:
+            self.lookup.alpha = max(1, self._quorum - len(self._sources))
+        super()._pump(now)
 
     def answered(self, call: Call, reply: Reply, now: float) -> None:
         """An answer came; a quorum of them is enough."""
