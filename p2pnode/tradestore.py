@@ -95,6 +95,10 @@ class TradeStore:
         where = "WHERE open = 1" if open_only else ""
         return [_stored(r) for r in self._db.execute(f"{_SELECT} {where} ORDER BY created DESC, trade_id")]
 
+    def count_open(self) -> int:
+        """How many trades are not at their end."""
+        return int(self._db.execute("SELECT count(*) FROM trades WHERE open = 1").fetchone()[0])
+
     def of_offer(self, offer_id: bytes) -> list[StoredTrade]:
         """The trades made of one offer."""
         return [_stored(r) for r in self._db.execute(f"{_SELECT} WHERE offer_id = ?", (offer_id,))]
@@ -123,6 +127,10 @@ class TradeStore:
         self._db.execute(
             "UPDATE trades SET watch_from = ? WHERE trade_id = ? AND watch_from IS NULL", (height, trade_id)
         )
+
+    def clear_watch(self, trade_id: bytes) -> None:
+        """The trade's outputs need no watching any more."""
+        self._db.execute("UPDATE trades SET watch_from = NULL WHERE trade_id = ?", (trade_id,))
 
     def log(self, trade_id: bytes, phase: str, event: TradeEvent, now: int) -> None:
         """Add a step to the audit trail."""

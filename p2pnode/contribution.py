@@ -1,0 +1,82 @@
+"""One side of a contract, ours: fresh keys, reserved coins, where our money goes, and a commitment to our details."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from escrow.funding import share_target
+from escrow.keys import make_keys
+from escrow.wallet.base import Selection, Wallet
+from p2pnode.clock import Clock
+from p2pnode.keyring import Keyring
+from protocol.contract import Bargain, FundingInput, Party, details_hash
+from protocol.messages import Details, OpenedDetails, encode_details
+from protocol.offer import Offer, deposit
+from protocol.types import Side
+
+
+class Contribution(Struct, frozen=True):
+    """Our party as the contract will hold it, the transactions behind its inputs, and the opening of its details."""
+
+    party: Party
+    previous: tuple[bytes, ...]
+    opened: OpenedDetails
+
+
+class Contributor:
+    """Makes contributions. Asked again for the same trade, it reserves anew and forgets the former coins."""
+
+    def __init__(self, keyring: Keyring, wallet: Wallet, clock: Clock) -> None:
+        self._keyring = keyring
+        self._wallet = wallet
+        self._clock = clock
+
+    async def prepare(
+        self,
+        trade_id: bytes,
+        side: Side,
+        persona: bytes,
+        offer: Offer,
+        bargain: Bargain,
+        details: Details,
+        nonce: bytes,
+    ) -> Contribution:
+        """Our side of a trade. Raises InsufficientFunds and the wallet's other errors."""
+        selection = await self._coins(trade_id, side, offer, bargain)
+        if selection is None:
+            inputs: tuple[FundingInput, ...] = ()
+            change = None
+        else:
+            inputs = tuple(
+                FundingInput(i.outpoint.txid, i.outpoint.vout, i.value, i.script_pubkey) for i in selection.inputs
+            )
+            change = selection.change.script_pubkey if selection.change else await self._wallet.change_script()
+        payout = await self._wallet.change_script()
+        opened = OpenedDetails(self._clock.random(32), details)
+        party = Party(
+            persona=persona,
+            keys=make_keys(*self._keyring.escrow_secrets(trade_id, side), trade_id, persona),
+            payout_script=payout,
+            refund_script=payout,
+            change_script=change,
+            inputs=inputs,
+            details_hash=details_hash(opened.salt, encode_details(details)),
+            nonce=nonce,
+        )
+        previous = tuple(i.previous_tx for i in selection.inputs) if selection else ()
+        return Contribution(party, previous, opened)
+
+    async def _coins(self, trade_id: bytes, side: Side, offer: Offer, bargain: Bargain) -> Selection | None:
+        buyer_deposit = deposit(bargain.amount, offer.buyer_deposit)
+        if side is Side.BUY and buyer_deposit == 0:
+            return None
+        target = share_target(
+            side,
+            amount=bargain.amount,
+            buyer_deposit=buyer_deposit,
+            seller_deposit=deposit(bargain.amount, offer.seller_deposit),
+            escrow_type=bargain.escrow_type,
+            backup_delay=offer.backup_delay,
+            fees=bargain.fees,
+        )
+        return await self._wallet.select(target, bargain.fees.funding, holder=trade_id)

@@ -1,0 +1,248 @@
+"""Act: carry out what the machine decided and the engine recorded (DESIGN section 3).
+
+Each trade's effects run one after the other, in the order they were asked for; different trades do not wait for each
+other. An effect is done when its result is committed, so a crash between the two runs it again: signing is
+deterministic, coins are reserved by trade, a transaction that the chain knows is broadcast with success. What may
+succeed later is tried again with growing pauses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Final, Protocol, assert_never
+
+from escrow.chain.base import ChainBackend, Rejected
+from escrow.funding import assemble_funding, witnesses_for
+from escrow.inputs import check_witnesses
+from escrow.payout import assemble_payout, sign_payout
+from escrow.script import Role
+from escrow.verify import gate_funding, gate_payout
+from escrow.wallet.base import Wallet
+from p2pnode.chainwatch import ChainWatch
+from p2pnode.clock import Clock
+from p2pnode.contracting import Derived, agreed_arbiters, derive
+from p2pnode.contribution import Contributor
+from p2pnode.engine import Engine, own_persona
+from p2pnode.keyring import Keyring
+from p2pnode.tradestore import PendingEffect
+from protocol import trade_events as ev
+from protocol.contract import build_contract, sign_contract
+from protocol.errors import Action, IllegalTransition, LocalError, P2PError
+from protocol.messages import Accept, Details
+from protocol.trade import WITHDRAWN, witnesses_of
+from protocol.trade_state import TradeState
+from protocol.types import Side
+
+FIRST_PAUSE: Final = 0.25
+LONGEST_PAUSE: Final = 60.0
+RECLAIM_RATE_FACTOR: Final = 2
+"""A reclaim must beat the transaction that it replaces, and be mined before the counterparty thinks again."""
+
+log = logging.getLogger(__name__)
+
+
+class NotDerivable(LocalError):
+    """The trade has no contract yet, so nothing can be derived from it."""
+
+    code = 1030
+
+
+class Makers(Protocol):
+    """What the executor needs of our own offers."""
+
+    def details_of(self, offer_id: bytes, method: str) -> Details:
+        """Our payment details for a method of one of our offers. Raises NotFound."""
+        ...
+
+
+class ContractFiles(Protocol):
+    """Where contract files go before anything is signed."""
+
+    def export(self, state: TradeState) -> Path:
+        """Write the trade's contract file, durably. Again is fine."""
+        ...
+
+
+class Executor:
+    """Runs effects."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        wallet: Wallet,
+        backend: ChainBackend,
+        watch: ChainWatch,
+        keyring: Keyring,
+        contributor: Contributor,
+        makers: Makers,
+        files: ContractFiles,
+        clock: Clock,
+    ) -> None:
+        self._engine = engine
+        self._trades = engine.trades
+        self._wallet = wallet
+        self._backend = backend
+        self._watch = watch
+        self._keyring = keyring
+        self._contributor = contributor
+        self._makers = makers
+        self._files = files
+        self._clock = clock
+        self._workers: dict[bytes, asyncio.Task[None]] = {}
+        self._closing = False
+        engine.subscribe(lambda state: self.kick(state.trade_id))
+
+    def start(self) -> None:
+        """Take up what an earlier run left."""
+        for trade_id in self._trades.trades_with_effects():
+            self.kick(trade_id)
+
+    def kick(self, trade_id: bytes) -> None:
+        """There may be something to do for this trade."""
+        worker = self._workers.get(trade_id)
+        if not self._closing and (worker is None or worker.done()):
+            self._workers[trade_id] = asyncio.create_task(self._drain(trade_id), name="effects")
+
+    async def close(self) -> None:
+        """Stop; what is not done is taken up at the next start."""
+        self._closing = True
+        for worker in self._workers.values():
+            worker.cancel()
+        await asyncio.gather(*self._workers.values(), return_exceptions=True)
+
+    async def _drain(self, trade_id: bytes) -> None:
+        pause = FIRST_PAUSE
+        while pending := self._trades.pending_effects(trade_id):
+            try:
+                await self._run(pending[0])
+                pause = FIRST_PAUSE
+            except P2PError as e:
+                log.warning("%s waits: %s", type(pending[0].effect).__name__, e.detail)
+            except Exception:
+                log.exception("%s failed", type(pending[0].effect).__name__)
+            else:
+                continue
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
+        # A step that was recorded since the last look has found this worker alive and did not start another.
+        self._workers.pop(trade_id, None)
+
+    async def _run(self, pending: PendingEffect) -> None:
+        stored = self._trades.get(pending.trade_id)
+        if stored is None:
+            self._trades.finish_effect(pending.id)
+            return
+        result = await self._perform(pending.effect, stored.state)
+        if result is None:
+            self._trades.finish_effect(pending.id)
+            return
+        try:
+            self._engine.apply(pending.trade_id, result, done=pending.id)
+        except IllegalTransition as e:
+            # The trade went another way meanwhile (the user cancelled, the chain spoke first).
+            log.info("a result came too late: %s", e.detail)
+            self._trades.finish_effect(pending.id)
+
+    async def _perform(self, effect: ev.DeferredEffect, state: TradeState) -> ev.TradeEvent | None:
+        match effect:
+            case ev.PrepareContribution():
+                return await self._prepare(state)
+            case ev.SignFunding(accept):
+                return await self._sign_funding(accept, state)
+            case ev.BroadcastFunding():
+                return await self._broadcast_funding(state)
+            case ev.WatchEscrow():
+                await self._watch.watch(state)
+            case ev.StopWatching():
+                await self._watch.unwatch(state)
+            case ev.SignPayout():
+                return ev.PayoutSigned(sign_payout(_derived(state).payout, self._escrow_secret(state)))
+            case ev.BroadcastPayout():
+                return await self._broadcast_payout(state)
+            case ev.ReclaimCoins():
+                rate = state.take.bargain.fees.funding * RECLAIM_RATE_FACTOR
+                sent = await self._wallet.double_spend(state.trade_id, rate)
+                return ev.CoinsReclaimed(sent.txid)
+            case ev.ReleaseCoins():
+                await self._wallet.release(state.trade_id)
+            case _:
+                assert_never(effect)
+        return None
+
+    async def _prepare(self, state: TradeState) -> ev.TradeEvent:
+        """The maker's side, and with it the contract."""
+        take = state.take
+        try:
+            details = self._makers.details_of(state.offer.offer_id, take.bargain.method)
+            contribution = await self._contributor.prepare(
+                state.trade_id,
+                state.side,
+                own_persona(state),
+                state.offer,
+                take.bargain,
+                details,
+                self._clock.random(32),
+            )
+            arbiter, backup = agreed_arbiters(take, state.network)
+            contract = build_contract(
+                state.offer, take.bargain, taker=take.party, maker=contribution.party, arbiter=arbiter, backup=backup
+            )
+            facts = derive(contract, state.network).facts
+        except P2PError as e:
+            if e.action is Action.RETRY:
+                raise
+            # The peer is not told why: what our wallet holds is none of its business.
+            log.warning("a take is declined: %s", e.detail)
+            return ev.ContributionFailed(WITHDRAWN, "the maker can't serve this take now")
+        seed = self._keyring.persona_key(own_persona(state)).seed
+        signature = sign_contract(contract, state.network, seed)
+        return ev.ContributionReady(contribution.previous, contract, facts, signature, contribution.opened)
+
+    async def _sign_funding(self, accept: Accept | None, state: TradeState) -> ev.TradeEvent:
+        """Export, sign the contract, sign our inputs; what we hand out passes the check that the peer will make."""
+        derived = _derived(state)
+        if state.contract is None:
+            raise NotDerivable
+        await asyncio.to_thread(self._files.export, state)
+        plan = derived.funding
+        witnesses: tuple[tuple[bytes, ...], ...] = ()
+        if plan.indices(state.side):
+            by_index = await self._wallet.sign_inputs(plan.unsigned, holder=state.trade_id)
+            witnesses = witnesses_for(plan, state.side, by_index)
+        check_witnesses(plan, state.side, witnesses)
+        signature = sign_contract(state.contract, state.network, self._keyring.persona_key(own_persona(state)).seed)
+        return ev.FundingSigned(witnesses, signature, accept)
+
+    async def _broadcast_funding(self, state: TradeState) -> ev.TradeEvent:
+        if state.contract is None:
+            raise NotDerivable
+        plan = _derived(state).funding
+        tx = assemble_funding(plan, witnesses_of(state, Side.BUY), witnesses_of(state, Side.SELL))
+        gate_funding(state.contract, state.network, tx)
+        try:
+            await self._backend.broadcast(tx)
+        except Rejected as e:
+            return ev.FundingRefused(e.reason)
+        return ev.FundingBroadcast()
+
+    async def _broadcast_payout(self, state: TradeState) -> ev.TradeEvent:
+        payout = state.payout
+        if state.contract is None or payout.own_signature is None or payout.peer_signature is None:
+            raise NotDerivable
+        plan = _derived(state).payout
+        signatures = {Role.of(state.side): payout.own_signature, Role.of(state.side.other): payout.peer_signature}
+        tx = assemble_payout(plan, signatures)
+        gate_payout(state.contract, state.network, tx)
+        return ev.PayoutBroadcast(await self._backend.broadcast(tx))
+
+    def _escrow_secret(self, state: TradeState) -> bytes:
+        main, _ = self._keyring.escrow_secrets(state.trade_id, state.side)
+        return main
+
+
+def _derived(state: TradeState) -> Derived:
+    if state.contract is None:
+        raise NotDerivable
+    return derive(state.contract, state.network)

@@ -1,0 +1,297 @@
+"""What peers send, checked once and for all: bytes in, a verified event out (STYLE, rule 4).
+
+Everything that a message claims about coins is derived again from the signed contract and compared; everything that
+it claims about the chain is ignored. A message that was recorded before is acknowledged again and changes nothing. An
+answer is an ack only after the commit. What breaks the protocol raises a PeerViolation, what comes at the wrong time a
+PeerRefusal; both travel back as their code.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Protocol, assert_never
+
+from escrow.inputs import check_previous, check_witnesses
+from escrow.keys import check_keys
+from escrow.payout import check_payout_signature
+from escrow.script import Role
+from p2pnode.clock import Clock
+from p2pnode.contacts import Contacts
+from p2pnode.contracting import Derived, agreed_arbiters, derive
+from p2pnode.engine import Engine
+from p2pnode.policy import TradePolicy
+from p2pnode.tradestore import Heads, StoredTrade
+from protocol import trade_events as ev
+from protocol import trade_state as st
+from protocol.announcement import read_announcement
+from protocol.contract import build_contract, details_hash, trade_id, verify_contract
+from protocol.errors import BadSignature, IllegalTransition, Malformed, PeerRefusal, PeerViolation
+from protocol.messages import (
+    NONE_YET,
+    Accept,
+    Decline,
+    Message,
+    OpenedDetails,
+    Paid,
+    PaymentDetails,
+    Released,
+    Seal,
+    Sync,
+    Take,
+    decode,
+    encode_details,
+)
+from protocol.offer import Offer, OfferRef, price_at
+from protocol.types import Network
+from protocol.wire import Envelope, Kind, kind_of, open_envelope, unpack
+
+log = logging.getLogger(__name__)
+
+
+class OfferGone(PeerRefusal):
+    """The offer is no longer open: it was taken, edited, revoked or has expired."""
+
+    code = 2140
+
+
+class TermsRefused(PeerRefusal):
+    """The maker's node does not agree to these terms."""
+
+    code = 2141
+
+
+class WrongTime(PeerRefusal):
+    """The message does not fit the present state of the trade."""
+
+    code = 2142
+
+
+class OutOfOrder(PeerRefusal):
+    """A message before this one is missing; send that first."""
+
+    code = 2143
+
+
+class UnknownTrade(PeerRefusal):
+    """This node does not know that trade."""
+
+    code = 2144
+
+
+class Diverged(PeerViolation):
+    """The peer's record of this trade contradicts ours."""
+
+    code = 2145
+
+
+class KeyReuse(PeerViolation):
+    """The peer used an escrow key that it had shown in another trade."""
+
+    code = 2146
+
+
+class Makers(Protocol):
+    """What intake needs of our own offers."""
+
+    def open_offer(self, reference: OfferRef, now: int) -> Offer | None:
+        """The offer, if exactly this version is open."""
+        ...
+
+    def mark_taken(self, offer_id: bytes, trade_id: bytes, now: int) -> None:
+        """Withdraw the offer from the book; joins the transaction that is open."""
+        ...
+
+
+class Intake:
+    """The deliver service: trade envelopes from the channels."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        makers: Makers,
+        contacts: Contacts,
+        policy: TradePolicy,
+        network: Network,
+        clock: Clock,
+        *,
+        on_sync: Callable[[Envelope, Sync], None],
+    ) -> None:
+        self._engine = engine
+        self._trades = engine.trades
+        self._makers = makers
+        self._contacts = contacts
+        self._policy = policy
+        self._network = network
+        self._clock = clock
+        self._on_sync = on_sync
+
+    async def deliver(self, peer: bytes, raw: bytes) -> bytes:
+        """Handle one envelope from the node `peer`; the empty answer is the ack.
+
+        Raises PeerViolation or PeerRefusal; then nothing was recorded.
+        """
+        envelope = open_envelope(raw, self._network)
+        kind = kind_of(envelope.kind)
+        if kind is None:
+            return b""
+        if kind is Kind.SYNC:
+            self._on_sync(envelope, unpack(envelope.body, Sync, limit=Kind.SYNC.limit))
+            return b""
+        message = decode(envelope)
+        if self._trades.has_message(envelope.id, out=False):
+            return b""
+        log.debug("message received", extra={"kind": kind.name, "node": peer.hex()[:16]})
+        if isinstance(message.payload, Take):
+            self._take(message, message.payload)
+        else:
+            self._follow_up(message)
+        return b""
+
+    # --- the take -------------------------------------------------------------------------------------------------
+
+    def _take(self, message: Message, take: Take) -> None:
+        now = self._clock.now()
+        reference = take.bargain.offer
+        taker = take.party.persona
+        if message.envelope.signer != taker:
+            raise BadSignature("a take must be signed by the persona that it names")
+        identity = trade_id(reference, taker, take.party.nonce)
+        header = message.header
+        if (header.trade_id, header.number, header.prev, header.seen) != (identity, 0, NONE_YET, NONE_YET):
+            raise Malformed("a take must be the first message of its trade")
+        offer = self._makers.open_offer(reference, now)
+        if offer is None:
+            raise OfferGone
+        self._check_bargain(take, offer, now)
+        check_keys(take.party, identity)
+        check_previous(take.party, take.funding.previous)
+        contact = open_envelope(take.contact, self._network, limit=Kind.CONTACT.limit)
+        if contact.signer != taker:
+            raise BadSignature("a take must carry the taker's own contact record")
+        keys = (take.party.keys.main, take.party.keys.backup)
+        with self._trades.database.transaction():
+            self._contacts.remember(contact, now)
+            if not self._trades.claim_keys(identity, keys):
+                raise KeyReuse
+            self._makers.mark_taken(offer.offer_id, identity, now)
+            event = ev.TakeReceived(self._network, identity, offer, take)
+            self._engine.apply(identity, event, received=message)
+
+    def _check_bargain(self, take: Take, offer: Offer, now: int) -> None:
+        bargain = take.bargain
+        if not offer.amount_min <= bargain.amount <= offer.amount_max:
+            raise TermsRefused("the amount is outside the offer's range")
+        if bargain.price != price_at(offer.price, offer.side, None):
+            raise TermsRefused("the price is not the offer's")
+        if bargain.method not in offer.methods or bargain.escrow_type not in offer.escrow_types:
+            raise TermsRefused("the offer does not accept that payment method or escrow type")
+        self._policy.check_fees(bargain.fees)
+        self._policy.check_load(self._trades)
+        for raw in filter(None, (take.arbiter, take.backup)):
+            envelope = open_envelope(raw, self._network, limit=Kind.ARBITER.limit)
+            announcement = read_announcement(envelope, self._network, now)
+            if not announcement.serves(offer.currency, bargain.method, bargain.amount):
+                raise TermsRefused("the chosen arbiter does not serve such a trade")
+
+    # --- everything after it -----------------------------------------------------------------------------------
+
+    def _follow_up(self, message: Message) -> None:
+        stored = self._trades.get(message.header.trade_id)
+        if stored is None:
+            raise UnknownTrade
+        if message.envelope.signer != stored.state.peer:
+            raise BadSignature("the message is not signed by the counterparty of its trade")
+        self._check_chain(message, stored)
+        event, keys = self._verify(message, stored.state)
+        with self._trades.database.transaction():
+            if keys and not self._trades.claim_keys(stored.state.trade_id, keys):
+                raise KeyReuse
+            try:
+                self._engine.apply(stored.state.trade_id, event, received=message)
+            except IllegalTransition as e:
+                raise WrongTime(e.detail) from e
+
+    def _check_chain(self, message: Message, stored: StoredTrade) -> None:
+        """The message must be the next of its sender's chain, and have seen a message that we really sent."""
+        heads: Heads = stored.heads
+        header = message.header
+        if header.number > heads.received:
+            raise OutOfOrder
+        if header.number < heads.received or header.prev != heads.received_head:
+            raise Diverged
+        if header.seen != NONE_YET and not self._trades.has_message(header.seen, out=True):
+            raise Diverged
+
+    def _verify(self, message: Message, state: st.TradeState) -> tuple[ev.TradeEvent, tuple[bytes, ...]]:
+        """The event of a message, and the peer's escrow keys where it is the first to show them."""
+        payload = message.payload
+        match payload:
+            case Accept():
+                return self._accept(payload, state)
+            case Seal():
+                return self._seal(payload, state), ()
+            case PaymentDetails(opened):
+                self._check_details(opened, state)
+                return ev.DetailsReceived(payload), ()
+            case Paid(opened, signature, _):
+                self._check_details(opened, state)
+                check_payout_signature(_derived(state).payout, Role.of(state.side.other), signature)
+                return ev.PaidReceived(payload), ()
+            case Released(txid):
+                if state.facts is None or txid != state.facts.payout_txid:
+                    raise Malformed("the peer claims another payout than the contract's")
+                return ev.ReleasedReceived(payload), ()
+            case Decline():
+                return ev.DeclineReceived(payload), ()
+            case Take():
+                raise WrongTime
+            case _:
+                assert_never(payload)
+
+    def _accept(self, accept: Accept, state: st.TradeState) -> tuple[ev.TradeEvent, tuple[bytes, ...]]:
+        if not isinstance(state.phase, st.Taking):
+            raise WrongTime
+        if accept.party.persona != state.peer:
+            raise Malformed("the accept names another maker than the offer")
+        check_keys(accept.party, state.trade_id)
+        check_previous(accept.party, accept.funding.previous)
+        arbiter, backup = agreed_arbiters(state.take, self._network)
+        contract = build_contract(
+            state.offer, state.take.bargain, taker=state.take.party, maker=accept.party, arbiter=arbiter, backup=backup
+        )
+        verify_contract(contract, self._network, state.peer, accept.contract_signature)
+        derived = derive(contract, self._network)
+        if state.buys:
+            if accept.witnesses is not None:
+                raise Malformed("a selling maker must not sign the funding before the buyer")
+        else:
+            check_witnesses(derived.funding, state.side.other, accept.witnesses or ())
+        keys = (accept.party.keys.main, accept.party.keys.backup)
+        return ev.AcceptReceived(accept, contract, derived.facts), keys
+
+    def _seal(self, seal: Seal, state: st.TradeState) -> ev.TradeEvent:
+        if state.contract is None or state.facts is None or not state.made:
+            raise WrongTime
+        verify_contract(state.contract, self._network, state.peer, seal.contract_signature)
+        if state.buys:
+            if seal.witnesses is not None or seal.funding_txid != state.facts.funding_txid:
+                raise Malformed("the seal names another funding transaction than the contract's")
+        else:
+            if seal.funding_txid is not None:
+                raise Malformed("a buyer can't have broadcast the funding")
+            check_witnesses(_derived(state).funding, state.side.other, seal.witnesses or ())
+        return ev.SealReceived(seal)
+
+    def _check_details(self, opened: OpenedDetails, state: st.TradeState) -> None:
+        if state.contract is None:
+            raise WrongTime
+        party = state.contract.party(state.side.other)
+        if details_hash(opened.salt, encode_details(opened.details)) != party.details_hash:
+            raise Malformed("the peer's payment details are not those that the contract commits to")
+
+
+def _derived(state: st.TradeState) -> Derived:
+    if state.contract is None:
+        raise WrongTime
+    return derive(state.contract, state.network)
