@@ -121,7 +121,8 @@ def create() -> None:
 
 def install() -> None:
     """Install what the lock names, then this project in place."""
-    pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    # Quiet twice: errors only. A machine's own pip settings may warn at length.
+    pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "-qq"]
     say("installing the packages of requirements-dev.txt")
     locked_install = ["--require-hashes", "--only-binary", ":all:", "--requirement", str(LOCK)]
     # The lock holds the build back end too, so nothing is fetched here.
