@@ -210,6 +210,15 @@ class Session:
         """How many streams, of both sides, are not over."""
         return len(self._streams)
 
+    @property
+    def heard_at(self) -> float:
+        """When the peer last sent a whole frame."""
+        return self._heard_at
+
+    def has_stream(self, stream: int) -> bool:
+        """Whether a stream is not over yet: something is still to be sent or received."""
+        return stream in self._streams
+
     # Streams.
 
     def open_stream(self, service: int, body: bytes = b"", *, end: bool = True, reply_limit: int) -> int:

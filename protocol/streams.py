@@ -194,6 +194,10 @@ class Streams:
         """How many streams are not over, both sides' together."""
         return len(self._open)
 
+    def __contains__(self, stream_id: int) -> bool:
+        """Whether the stream is not over."""
+        return stream_id in self._open
+
     @property
     def last_peer_stream(self) -> int:
         """The highest id that the peer has opened; 0 or 1 less than its first before it opened any."""

@@ -1,0 +1,348 @@
+"""All sessions of this node: one per peer, dialled on demand, reused, closed when idle. Requests by node key.
+
+Two sessions with one peer can arise when both dial at once, or when one side lost the old one without the other
+noticing. Then requests go to the one that `_prefer` names, on both sides the same, and the other is closed as soon as
+nothing runs on it; a request that crosses its closing is known not to have been seen, and made again on the first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import zip_longest
+from typing import Final, NamedTuple
+
+from p2pnode.channels.connection import Connection, Service
+from p2pnode.channels.errors import CannotListen, NotTaken, TimedOut, Unreachable
+from p2pnode.channels.links import READ_BYTES, Dialer, Link, TcpLink, dial_tcp, ip_version
+from p2pnode.clock import Clock
+from protocol.contact import Address
+from protocol.errors import P2PError
+from protocol.identity import BadId, SigningKey, node_text, x25519_of
+from protocol.session import CloseCode, Role, Session, Settings
+from protocol.types import Network, NodeKey
+
+HEAD_START: Final = 0.25
+"""Seconds by which one address is ahead of the next (RFC 8305)."""
+RACE_SECONDS: Final = 10.0
+"""Two sessions made within this time of each other come from dialling at once; later ones replace earlier ones."""
+MAX_ADDRESSES: Final = 16
+"""Addresses of one peer that are tried."""
+MAX_ATTEMPTS: Final = 3
+"""Sessions that one request may find closing before it gives up."""
+KEY_BYTES: Final = 32
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What this node lets its peers use. Times are in seconds."""
+
+    max_inbound: int = 256
+    """Sessions that others may have opened to this node."""
+    max_inbound_per_origin: int = 16
+    """The same from one IPv4 address or one IPv6 /64 network."""
+    dial_seconds: float = 15.0
+    """How long the addresses of a peer are tried."""
+    session: Settings = field(default_factory=lambda: Settings(idle_after=300.0))
+    """Of each session."""
+
+
+class SessionView(NamedTuple):
+    """An open session, for the node's owner to see."""
+
+    peer: NodeKey
+    remote: str
+    outgoing: bool
+    age_seconds: float
+
+
+class _Dial:
+    """The attempt to reach a peer, which all who want it share."""
+
+    __slots__ = ("addresses", "arrival", "task")
+
+    def __init__(self, addresses: frozenset[Address], arrival: asyncio.Future[Connection]) -> None:
+        self.addresses = addresses
+        self.arrival = arrival
+        self.task: asyncio.Task[None] | None = None
+
+
+class Channels:
+    """This node's encrypted channels."""
+
+    def __init__(
+        self,
+        node_key: SigningKey,
+        network: Network,
+        services: Mapping[int, Service],
+        *,
+        limits: Limits | None = None,
+        clock: Clock,
+        dial: Dialer = dial_tcp,
+    ) -> None:
+        """Nothing happens before `listen` or `request`. `clock` is asked for randomness; time is the event loop's.
+
+        `dial` is how addresses are reached: through a proxy, say. Raises ValueError for services that exceed `limits`.
+        """
+        self._key = node_key
+        self._network = network
+        self._services = services
+        self._limits = limits or Limits()
+        self._body_limits = {number: service.limits for number, service in services.items()}
+        self._clock = clock
+        self._dialer = dial
+        self._servers: list[asyncio.Server] = []
+        self._runs: dict[Connection, asyncio.Task[None]] = {}
+        self._by_peer: dict[NodeKey, Connection] = {}
+        self._dials: dict[NodeKey, _Dial] = {}
+        self._origins: Counter[str] = Counter()
+        self._inbound = 0
+        self._closing = False
+
+    async def listen(self, host: str, port: int) -> tuple[str, int]:
+        """Accept sessions over TCP; port 0 picks a free one. Returns the address in use. Raises CannotListen."""
+        try:
+            server = await asyncio.start_server(self._on_tcp, host, port, limit=READ_BYTES)
+        except OSError as e:
+            raise CannotListen(f"can't listen on {host} port {port}: {e.strerror or e}") from e
+        self._servers.append(server)
+        bound = server.sockets[0].getsockname()
+        return bound[0], bound[1]
+
+    def sessions(self) -> tuple[SessionView, ...]:
+        """The sessions in use, oldest first."""
+        now = asyncio.get_running_loop().time()
+        return tuple(
+            SessionView(c.peer, c.remote, c.outgoing, now - c.established_at) for c in self._runs if c.is_usable
+        )
+
+    async def request(
+        self,
+        peer: NodeKey,
+        addresses: Sequence[Address],
+        service: int,
+        payload: bytes,
+        *,
+        timeout: float,
+        reply_limit: int = 65_536,
+    ) -> bytes:
+        """Ask a peer's service; its reply, of at most `reply_limit` bytes. An open session is used, else one dialled.
+
+        Raises Unreachable, TimedOut after `timeout` seconds, PeerRefused, PeerUnable, TooManyStreams, and TooLarge for
+        a reply over the limit.
+        """
+        loop = asyncio.get_running_loop()
+        connection: Connection | None = None
+        began = loop.time()
+        try:
+            async with asyncio.timeout(timeout):
+                for _ in range(MAX_ATTEMPTS):
+                    connection = None
+                    connection = await self._connection(peer, addresses)
+                    began = loop.time()
+                    try:
+                        return await connection.request(service, payload, reply_limit)
+                    except NotTaken:
+                        continue
+        except TimeoutError as e:
+            if connection is not None and connection.heard_at < began:
+                self._distrust(connection)
+            raise TimedOut from e
+        raise Unreachable("the peer closed every session before it took the request")
+
+    async def close(self) -> None:
+        """Close every session and listener, and wait until all is cleaned up. Requests fail with Unreachable."""
+        self._closing = True
+        for server in self._servers:
+            server.close()
+        dials = [dial.task for dial in self._dials.values() if dial.task is not None]
+        for task in dials:
+            task.cancel()
+        await asyncio.gather(*dials, return_exceptions=True)
+        for connection in list(self._runs):
+            connection.close(CloseCode.SHUTDOWN)
+        await asyncio.gather(*self._runs.values(), return_exceptions=True)
+        for server in self._servers:
+            await server.wait_closed()
+        self._servers.clear()
+
+    def accept(self, link: Link) -> bool:
+        """Be the responder on a link that a peer opened; False, and the link is left alone, when there are too many."""
+        limits = self._limits
+        if (
+            self._closing
+            or self._inbound >= limits.max_inbound
+            or self._origins[link.origin] >= limits.max_inbound_per_origin
+        ):
+            log.debug("refused a connection from %s: too many", link.remote)
+            return False
+        self._inbound += 1
+        self._origins[link.origin] += 1
+        self._start(link, None)
+        return True
+
+    # What connections tell (Owner).
+
+    def connected(self, connection: Connection) -> None:
+        """Take a new session into use, or the old one further, if there is one with the same peer."""
+        peer = connection.peer
+        old = self._by_peer.get(peer)
+        if old is None or not old.is_usable:
+            self._by_peer[peer] = connection
+        elif self._prefer(old, connection) is connection:
+            self._by_peer[peer] = connection
+            old.retire()
+        else:
+            connection.retire()
+        dial = self._dials.get(peer)
+        if dial is not None and not dial.arrival.done():
+            dial.arrival.set_result(self._by_peer[peer])
+
+    def disconnected(self, connection: Connection) -> None:
+        """Stop using a session."""
+        if self._by_peer.get(connection.peer) is connection:
+            del self._by_peer[connection.peer]
+
+    # Inside.
+
+    def _prefer(self, old: Connection, new: Connection) -> Connection:
+        """Which of two sessions with a peer both sides keep.
+
+        If they crossed, the one that the node with the lower key dialled; else the newer, because the peer would not
+        have made it had it not lost the older.
+        """
+        if old.outgoing == new.outgoing or new.established_at - old.established_at > RACE_SECONDS:
+            return new
+        return old if old.outgoing == (self._key.public < old.peer) else new
+
+    def _distrust(self, connection: Connection) -> None:
+        """Use another session from now on: this one's peer has fallen silent."""
+        self.disconnected(connection)
+        connection.retire()
+
+    async def _connection(self, peer: NodeKey, addresses: Sequence[Address]) -> Connection:
+        """A usable session with the peer. Raises Unreachable."""
+        while True:
+            if self._closing:
+                raise Unreachable("this node is shutting down")
+            connection = self._by_peer.get(peer)
+            if connection is not None and connection.is_usable:
+                return connection
+            dial = self._dials.get(peer) or self._dial(peer, addresses)
+            try:
+                return await asyncio.shield(dial.arrival)
+            except Unreachable:
+                # Another request's dial may have known fewer addresses than this one.
+                if frozenset(addresses) <= dial.addresses:
+                    raise
+
+    def _dial(self, peer: NodeKey, addresses: Sequence[Address]) -> _Dial:
+        """Begin to dial a peer. Raises Unreachable when that is hopeless."""
+        if peer == self._key.public:
+            raise Unreachable("that is this node itself")
+        if not addresses:
+            raise Unreachable(f"no address of {node_text(peer)} is known")
+        try:
+            x25519_of(peer)
+        except BadId as e:
+            raise Unreachable(f"{node_text(peer)} is not a usable node key") from e
+        loop = asyncio.get_running_loop()
+        dial = _Dial(frozenset(addresses), loop.create_future())
+        self._dials[peer] = dial
+        dial.task = loop.create_task(self._run_dial(peer, addresses, dial))
+        return dial
+
+    async def _run_dial(self, peer: NodeKey, addresses: Sequence[Address], dial: _Dial) -> None:
+        failure = f"{node_text(peer)} can't be reached"
+        try:
+            async with asyncio.timeout(self._limits.dial_seconds):
+                await self._race(peer, _interleaved(addresses))
+        except TimeoutError:
+            failure += f" within {self._limits.dial_seconds:.0f} seconds"
+        except (OSError, P2PError) as e:
+            failure += f": {e}"
+        finally:
+            del self._dials[peer]
+            if not dial.arrival.done():
+                dial.arrival.set_exception(Unreachable(failure))
+                dial.arrival.exception()  # its waiters may have given up
+
+    async def _race(self, peer: NodeKey, addresses: list[Address]) -> None:
+        """Try addresses side by side, each a little after the one before, until one leads to the peer.
+
+        TCP alone proves nothing, so an attempt includes the handshake. Raises Unreachable with every reason.
+        """
+        running: set[asyncio.Task[None]] = set()
+        reasons = []
+        try:
+            while addresses or running:
+                if addresses:
+                    running.add(asyncio.create_task(self._attempt(peer, addresses.pop(0))))
+                done, running = await asyncio.wait(
+                    running, timeout=HEAD_START if addresses else None, return_when=asyncio.FIRST_COMPLETED
+                )
+                for attempt in done:
+                    try:
+                        return attempt.result()
+                    except (OSError, P2PError) as e:
+                        reasons.append(str(e))
+            raise Unreachable("; ".join(reasons))
+        finally:
+            for attempt in running:
+                attempt.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    async def _attempt(self, peer: NodeKey, address: Address) -> None:
+        connection = self._start(await self._dialer(address), peer)
+        try:
+            await asyncio.shield(connection.established)
+        except asyncio.CancelledError:
+            connection.close()
+            raise
+
+    def _start(self, link: Link, peer: NodeKey | None) -> Connection:
+        """Give a link a session and a life: as the initiator if `peer` is given, else as the responder."""
+        loop = asyncio.get_running_loop()
+        session = Session(
+            Role.RESPONDER if peer is None else Role.INITIATOR,
+            self._key,
+            peer,
+            partial(self._clock.random, KEY_BYTES),
+            self._network,
+            loop.time(),
+            services=self._body_limits,
+            settings=self._limits.session,
+        )
+        connection = Connection(session, link, self._services, self)
+        self._runs[connection] = loop.create_task(self._run(connection))
+        return connection
+
+    async def _run(self, connection: Connection) -> None:
+        try:
+            await connection.run()
+        finally:
+            del self._runs[connection]
+            if not connection.outgoing:
+                self._inbound -= 1
+                self._origins[connection.origin] -= 1
+                if not self._origins[connection.origin]:
+                    del self._origins[connection.origin]
+
+    def _on_tcp(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not self.accept(TcpLink(reader, writer)):
+            writer.transport.abort()
+
+
+def _interleaved(addresses: Sequence[Address]) -> list[Address]:
+    """At most MAX_ADDRESSES, each once, IPv6, IPv4 and names taking turns, in the order given otherwise (RFC 8305)."""
+    groups: dict[int, list[Address]] = {}
+    for address in dict.fromkeys(addresses):
+        groups.setdefault(ip_version(address.host), []).append(address)
+    turns = [address for turn in zip_longest(*groups.values()) for address in turn if address is not None]
+    return turns[:MAX_ADDRESSES]
