@@ -1,0 +1,360 @@
+"""The node's configuration: one frozen dataclass, read from a TOML file, the environment and flags, in that order.
+
+Theory of operation. Each source is a mapping of dotted keys (`node.port`) to raw values; a later source replaces an
+earlier one key by key: the network's defaults, the file, the environment (`P2PNODE_NODE_PORT`), the flags. The
+dataclasses below are the schema, and `settings` walks them: a key that they do not have, or a value of another type, is
+refused with one line that names where it came from, the key, and what was expected. Nothing is read elsewhere.
+
+`data_dir` is where everything of one node lies, its `config.toml` too. So it is found first: flag, environment, the
+file given with `--config`, else `~/.p2pnode/<network>`.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
+
+from msgspec import Meta
+
+from p2pnode.settings import BadConfig, Schema, Source, build, suggest, value_text, variable
+from protocol.errors import UserError
+from protocol.identity import parse_node
+from protocol.types import FeeRate, Network, PositiveSats
+
+CONFIG_NAME: Final = "config.toml"
+MAX_FILE: Final = 100_000
+"""Bytes of a configuration file, at most."""
+ENVIRONMENT_PREFIX: Final = "P2PNODE_"
+NOT_SETTINGS: Final = frozenset({"P2PNODE_BITCOIND", "P2PNODE_PASSPHRASE", "P2PNODE_MNEMONIC_PASSPHRASE"})
+"""Variables with our prefix that are not settings: a program's path and secrets."""
+
+Port = Annotated[int, Meta(ge=0, le=65_535)]
+Count = Annotated[int, Meta(ge=0, le=1_000_000)]
+Role = Literal["trader", "arbiter", "bootstrap"]
+
+
+class LogFormat(Enum):
+    """How a log line looks."""
+
+    CONSOLE = "console"
+    JSON = "json"
+
+
+class KdfCost(Enum):
+    """How much work a passphrase guess costs (argon2id): 64 MiB and 2 passes, 256 MiB and 3, 1 GiB and 4."""
+
+    INTERACTIVE = "interactive"
+    MODERATE = "moderate"
+    SENSITIVE = "sensitive"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """The node among its peers."""
+
+    host: str = "0.0.0.0"  # noqa: S104  (a node of a public network)
+    """Address on which peers reach it: UDP for the DHT, TCP for channels, same port."""
+    port: Port = 0
+    """0 takes any free one. In a file's absence: 7352 on mainnet, 17352 testnet, 27352 signet, 28352 regtest."""
+    external: tuple[str, ...] = ()
+    """`host:port` under which others reach it, to be published. Empty: what peers report, or the listening address."""
+    seeds: tuple[str, ...] = ()
+    """Nodes to enter the network by: `node1...@host:port`, or `host:port` when the key is not known."""
+    dht_client: bool = False
+    """Ask the DHT but do not serve it: for a node behind a firewall that no one can reach."""
+    local_addresses: bool = False
+    """Talk to loopback and private addresses of peers. Always on on regtest."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApiConfig:
+    """The local API."""
+
+    host: Literal["127.0.0.1", "::1", "localhost"] = "127.0.0.1"
+    """Loopback only; whoever needs more tunnels to it."""
+    port: Port = 0
+    """0 takes any free one. In a file's absence: 7353 on mainnet, 17353 testnet, 27353 signet, 28353 regtest."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChainConfig:
+    """Where the node sees the Bitcoin chain. A bootstrap node needs none."""
+
+    backend: Literal["bitcoind"] = "bitcoind"
+    """The kind of backend."""
+    url: str = ""
+    """bitcoind's RPC, like http://127.0.0.1:8332. By default this machine, on the network's port."""
+    user: str = ""
+    """RPC user; empty: log in by the cookie file."""
+    password: str = field(default="", repr=False)
+    """RPC password of that user. Better given as P2PNODE_CHAIN_PASSWORD than in a file."""
+    cookie_file: Path | None = None
+    """bitcoind's cookie file. By default ~/.bitcoin/.cookie, with the network's folder between."""
+    zmq: tuple[str, ...] = ()
+    """bitcoind's ZMQ addresses for hashblock and sequence, like tcp://127.0.0.1:28332. Empty: polling."""
+    poll_seconds: Annotated[int, Meta(ge=1, le=600)] = 2
+    """How often to ask for a new block where no ZMQ tells."""
+
+
+@dataclass(frozen=True, slots=True)
+class WalletConfig:
+    """The user's coins."""
+
+    confirmations: Annotated[int, Meta(ge=1, le=100)] = 1
+    """Blocks on a coin before it is spent."""
+    fee_target_blocks: Annotated[int, Meta(ge=1, le=1008)] = 3
+    """Blocks within which payments and escrows shall confirm."""
+
+
+@dataclass(frozen=True, slots=True)
+class TradeConfig:
+    """What this node agrees to without asking."""
+
+    auto_accept: bool = True
+    """Answer takes of one's own offers at once. False: each waits for the user."""
+    max_open: Annotated[int, Meta(ge=1, le=1000)] = 10
+    """Trades that may be open at a time; further takes are declined."""
+    max_amount_sats: PositiveSats = 100_000_000
+    """The largest amount of one trade."""
+    confirmations: Annotated[int, Meta(ge=1, le=100)] = 1
+    """Least confirmations of an escrow before money is paid; larger amounts ask for more by themselves."""
+    max_fee_rate_sats_per_kvb: FeeRate = 500_000
+    """The highest fee rate that a transaction of ours may pay."""
+    fallback_fee_rate_sats_per_kvb: FeeRate | None = None
+    """Fee rate when the backend has no estimate. None: wait. 2000 on regtest."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeystoreConfig:
+    """The encrypted mnemonic."""
+
+    cost: KdfCost = KdfCost.MODERATE
+    """What a guess at the passphrase costs; applies when the keystore is written."""
+    passphrase_file: Path | None = None
+    """A file whose first line is the passphrase. Else the environment (P2PNODE_PASSPHRASE), else a prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogConfig:
+    """What is told, and how."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severity that is written."""
+    format: LogFormat = LogFormat.CONSOLE
+    """`console` for people, `json` for machines: one object per line."""
+    file: Path | None = None
+    """Write there too (10 MB, three older files kept), readable by the owner only."""
+    show_addresses: bool = False
+    """Show IP and Bitcoin addresses in full. They are shortened otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class LimitConfig:
+    """How much of this machine others may take."""
+
+    sessions: Count = 200
+    """Open channels with peers."""
+    sessions_per_address: Count = 8
+    """Of these, from one IP address (not counted on regtest)."""
+    book_offers: Count = 20_000
+    """Offers kept in the local book."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything that a node is told before it starts; `load` makes it. Only `chain.password` is secret."""
+
+    network: Network = Network.MAINNET
+    """The Bitcoin network that it lives on: mainnet, testnet, signet or regtest."""
+    data_dir: Path = Path()
+    """Keys, database, lock and logs of this one node."""
+    roles: tuple[Role, ...] = ("trader",)
+    """What it does: trader and arbiter may go together; bootstrap stands alone."""
+    node: NodeConfig = NodeConfig()
+    api: ApiConfig = ApiConfig()
+    chain: ChainConfig = ChainConfig()
+    wallet: WalletConfig = WalletConfig()
+    trade: TradeConfig = TradeConfig()
+    keystore: KeystoreConfig = KeystoreConfig()
+    log: LogConfig = LogConfig()
+    limits: LimitConfig = LimitConfig()
+
+    def has(self, role: Role) -> bool:
+        """Whether the node plays this role."""
+        return role in self.roles
+
+
+_SCHEMA: Final = Schema(Config)
+_PORTS: Final = {Network.MAINNET: 7352, Network.TESTNET: 17352, Network.SIGNET: 27352, Network.REGTEST: 28352}
+_RPC_PORTS: Final = {Network.MAINNET: 8332, Network.TESTNET: 48332, Network.SIGNET: 38332, Network.REGTEST: 18443}
+_BITCOIND_FOLDERS: Final = {Network.MAINNET: ".", Network.TESTNET: "testnet4"}
+
+
+def load(
+    *,
+    flags: Mapping[str, object] | None = None,
+    file: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    home: Path | None = None,
+) -> Config:
+    """The configuration from all sources.
+
+    `flags` are dotted keys to texts, numbers, booleans or sequences of texts, as given on the command line. `file` is
+    what `--config` names; without it the data directory's own `config.toml` is read if there is one. `environ` and
+    `home` stand for the process's. Raises BadConfig.
+    """
+    home = home or Path.home()
+    from_flags = Source("flag", flags or {}, text=True)
+    _SCHEMA.check_known(from_flags)
+    if "chain.password" in from_flags.values:
+        # Every user of the machine can read the arguments of a process.
+        raise BadConfig("flag: chain.password: a password is never an argument: set P2PNODE_CHAIN_PASSWORD")
+    from_environment = _environment(environ or {})
+    from_file = None if file is None else _read(file)
+    given = tuple(source for source in (from_file, from_environment, from_flags) if source is not None)
+    data_dir = _winning(given, "data_dir")
+    if data_dir is None:
+        data_dir = home / ".p2pnode" / (_winning(given, "network") or Network.MAINNET).name.lower()
+    data_dir = data_dir.absolute()
+    if file is None and (own := data_dir / CONFIG_NAME).is_file():
+        given = (_read(own), *given)
+        if (named := _winning(given[:1], "data_dir")) is not None and named != data_dir:
+            raise BadConfig(f"{own}: data_dir names another folder than the one that this file is in: remove the line")
+    network = _winning(given, "network") or Network.MAINNET
+    values = _network_defaults(network, home, given)
+    for source in given:
+        values |= {key: _SCHEMA.value_at(source, key) for key in source.values}
+    config = build(Config, values | {"data_dir": data_dir, "network": network})
+    _check(config, given)
+    return config
+
+
+def describe(config: Config) -> dict[str, str]:
+    """Every dotted key and its value as text, the password hidden."""
+    shown: dict[str, str] = {}
+    for key in _SCHEMA.leaves:
+        value: Any = config
+        for part in key.split("."):
+            value = getattr(value, part)
+        shown[key] = "(hidden)" if key == "chain.password" and value else value_text(value)
+    return shown
+
+
+def _read(path: Path) -> Source:
+    try:
+        raw = path.read_bytes()
+    except OSError as e:
+        raise BadConfig(f"the configuration file {path} can't be read: {e.strerror or e}") from e
+    if len(raw) > MAX_FILE:
+        raise BadConfig(f"the configuration file {path} is {len(raw)} bytes long: it should be a few lines of TOML")
+    try:
+        tree = tomllib.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as e:
+        raise BadConfig(f"the configuration file {path} is not UTF-8 text") from e
+    except tomllib.TOMLDecodeError as e:
+        complaint = str(e)
+        raise BadConfig(f"the configuration file {path} is not TOML: {complaint[:1].lower()}{complaint[1:]}") from e
+    source = Source(str(path), _SCHEMA.flatten(tree, str(path)), base=path.absolute().parent)
+    _SCHEMA.check_known(source)
+    return source
+
+
+def _environment(environ: Mapping[str, str]) -> Source:
+    by_variable = {variable(ENVIRONMENT_PREFIX, key): key for key in _SCHEMA.leaves}
+    found: dict[str, object] = {}
+    for name, value in environ.items():
+        if name.startswith(ENVIRONMENT_PREFIX) and name not in NOT_SETTINGS:
+            if name not in by_variable:
+                raise BadConfig(f"environment: {name} is not a setting{suggest(name, by_variable)}")
+            found[by_variable[name]] = value
+    return Source("environment", found, text=True, prefix=ENVIRONMENT_PREFIX)
+
+
+def _winning(sources: tuple[Source, ...], key: str) -> Any:  # noqa: ANN401  (the type is the field's)
+    """The value of `key` in the last source that has it, or None."""
+    return next((_SCHEMA.value_at(source, key) for source in reversed(sources) if key in source.values), None)
+
+
+def _network_defaults(network: Network, home: Path, given: tuple[Source, ...]) -> dict[str, object]:
+    """What a network brings along. A cookie file only where no user is named: the two exclude each other."""
+    defaults: dict[str, object] = {
+        "node.port": _PORTS[network],
+        "api.port": _PORTS[network] + 1,
+        "chain.url": f"http://127.0.0.1:{_RPC_PORTS[network]}",
+    }
+    if not any("chain.user" in source.values for source in given):
+        folder = _BITCOIND_FOLDERS.get(network, network.name.lower())
+        defaults["chain.cookie_file"] = home / ".bitcoin" / folder / ".cookie"
+    if network is Network.REGTEST:
+        defaults["trade.fallback_fee_rate_sats_per_kvb"] = 2_000
+        defaults["node.local_addresses"] = True
+    return defaults
+
+
+# --- what one field alone can't hold -----------------------------------------------------------------------------
+
+
+def _check(config: Config, given: tuple[Source, ...]) -> None:
+    def refuse(key: str, complaint: str) -> BadConfig:
+        place = next((source.place(key) for source in reversed(given) if key in source.values), key)
+        return BadConfig(f"{place}: {complaint}")
+
+    if not config.roles or len(set(config.roles)) != len(config.roles):
+        raise refuse("roles", "expected one or more different roles: trader, arbiter, or bootstrap alone")
+    if config.has("bootstrap") and len(config.roles) > 1:
+        raise refuse("roles", "a bootstrap node holds no keys worth stealing: it takes no other role")
+    for seed in config.node.seeds:
+        if complaint := _seed_complaint(seed):
+            raise refuse("node.seeds", complaint)
+    for address in config.node.external:
+        if not _is_address(address):
+            raise refuse("node.external", f"expected host:port, got {address!r}")
+    _check_chain(config.chain, given, refuse)
+    fallback = config.trade.fallback_fee_rate_sats_per_kvb
+    if fallback is not None and fallback > config.trade.max_fee_rate_sats_per_kvb:
+        raise refuse("trade.fallback_fee_rate_sats_per_kvb", "it is over trade.max_fee_rate_sats_per_kvb")
+
+
+def _check_chain(chain: ChainConfig, given: tuple[Source, ...], refuse: Callable[[str, str], BadConfig]) -> None:
+    try:
+        url = urlsplit(chain.url)
+        sound = (
+            url.scheme in ("http", "https") and url.hostname and url.port != 0 and not (url.username or url.password)
+        )
+    except ValueError:
+        sound = False
+    if not sound:
+        hint = "the login belongs into chain.user and chain.password"
+        raise refuse("chain.url", f"expected an address like http://127.0.0.1:8332 ({hint})")
+    if chain.user and any("chain.cookie_file" in source.values for source in given):
+        raise refuse("chain.user", "give a user and password or a cookie file, not both")
+    if chain.user and not chain.password:
+        raise refuse("chain.user", "chain.password is missing: set P2PNODE_CHAIN_PASSWORD")
+    if chain.password and not chain.user:
+        raise refuse("chain.password", "chain.user is missing")
+    for endpoint in chain.zmq:
+        if not re.fullmatch(r"(tcp|ipc)://\S+", endpoint):
+            raise refuse("chain.zmq", f"expected an address like tcp://127.0.0.1:28332, got {endpoint!r}")
+
+
+def _seed_complaint(seed: str) -> str | None:
+    key, mark, address = seed.rpartition("@")
+    if not _is_address(address):
+        return f"expected host:port or node1...@host:port, got {seed!r}"
+    if mark:
+        try:
+            parse_node(key)
+        except UserError as e:
+            return f"{seed!r}: {e.detail}"
+    return None
+
+
+def _is_address(text: str) -> bool:
+    match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.\-]{1,253}):([0-9]{1,5})", text)
+    return match is not None and 0 < int(match.group(2)) < 65_536
