@@ -20,7 +20,7 @@ from protocol.wire import pack
 class NotWritable(LocalError):
     """The contract file could not be written: check the disk and the directory's permissions."""
 
-    code = 1040
+    code = 1301
 
 
 class ContractDirectory:

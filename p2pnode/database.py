@@ -19,7 +19,7 @@ from protocol.errors import Action, DataCorrupt, LocalError
 class DatabaseTooNew(LocalError):
     """The data directory was written by a newer version of p2pnode: use that version."""
 
-    code = 1010
+    code = 1304
     action = Action.STOP
 
 

@@ -31,13 +31,13 @@ log = logging.getLogger(__name__)
 class Undelivered(P2PError):
     """The peer could not be reached; the message stays in the outbox."""
 
-    code = 1020
+    code = 1302
 
 
 class Refused(P2PError):
     """The peer's node answered that it will not take the message."""
 
-    code = 1021
+    code = 1303
 
     def __init__(self, peer_code: int, text: str) -> None:
         super().__init__(text)
