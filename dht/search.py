@@ -387,8 +387,9 @@ class PutValue(Search):
         self._out = 0
         self._now = 0.0
 
-    def _near(self, contact: Contact) -> bool:
-        return contact.long_id ^ self.lookup.target <= self._reach
+    def _near(self, contact: Contact, eighths: int) -> bool:
+        """Whether a node lies within so many eighths of the reach of the k closest."""
+        return (contact.long_id ^ self.lookup.target) * 8 <= self._reach * eighths
 
     def _body(self, contact: Contact) -> tuple[int, bytes]:
         peer = self.ctx.peer_of(contact)
@@ -397,7 +398,7 @@ class PutValue(Search):
             and len(self._record.raw) <= INLINE_STORE
             and self._now - peer.token_at < TOKEN_LIFE_S
             and not peer.late
-            and self._near(contact)
+            and self._near(contact, 10)
         ):
             self._sent[contact.id] = 1
             self._out += 1
@@ -434,7 +435,7 @@ class PutValue(Search):
         contact = call.peer.contact
         if call.op == Op.FIND_NODE:
             contacts = messages.contacts_of(reply.data)
-            if self._near(contact) and self.lookup.within(contact):
+            if self._near(contact, 16) and self.lookup.within(contact):
                 self._store(contact, now)
             return contacts
         if (
