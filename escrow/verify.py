@@ -1,0 +1,148 @@
+"""The gates before a signature leaves and before a transaction does (SPEC section 6.6).
+
+Each gate is enough to stop a wrong transaction, and each is blind to how the others judge:
+
+1. `same_as_derived`: without its witnesses, the transaction is the very bytes that follow from the contract.
+2. `signatures_hold`: every witness has its one legal form, and each signature in it is right for the key at its place.
+3. `consensus_holds`: Bitcoin Core's own verifier accepts every input. Only where py-bitcoinkernel is installed.
+
+What follows them is not pure and lies elsewhere: the node's `testmempoolaccept`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+
+from escrow.coins import TxOut
+from escrow.errors import BadFundingWitness, BadPayoutSignature, GateRefused
+from escrow.funding import FundingPlan, derive_funding
+from escrow.inputs import check_witnesses
+from escrow.payout import RELEASE, Outcome, PayoutPlan, check_payout_signature, derive_payout
+from escrow.script import Branch, Role
+from escrow.transactions import NotATransaction, Witness, parse, stripped, witness_of
+from protocol.contract import Contract
+from protocol.trade_state import EscrowFacts
+from protocol.types import Network, Side
+
+MAX_TRANSACTION = 100_000
+"""Bytes of the largest transaction that a gate looks at; nodes relay no larger one (400,000 weight units)."""
+
+
+def escrow_facts(contract: Contract, network: Network) -> EscrowFacts:
+    """What the trade machine keeps of a contract; `escrow_script` is the output script. Raises as `derive_funding`."""
+    funding = derive_funding(contract, network)
+    payout = derive_payout(contract, network)
+    return EscrowFacts(
+        contract_id=funding.contract_id,
+        funding_txid=funding.txid,
+        escrow_vout=funding.escrow_vout,
+        escrow_value=funding.escrow_value,
+        escrow_script=funding.escrow.script_pubkey,
+        funding_fee=funding.fee,
+        payout_txid=payout.txid,
+        payout_fee=payout.fee,
+    )
+
+
+def gate_funding(contract: Contract, network: Network, tx: bytes) -> None:
+    """All gates for a signed funding transaction. Raises GateRefused."""
+    plan = derive_funding(contract, network)
+    same_as_derived(tx, plan.unsigned)
+    funding_signatures_hold(plan, tx)
+    consensus_holds(tx, plan.spent)
+
+
+def gate_payout(
+    contract: Contract,
+    network: Network,
+    tx: bytes,
+    outcome: Outcome = RELEASE,
+    *,
+    rate: int | None = None,
+    branch: Branch = Branch.MAIN,
+) -> None:
+    """All gates for a signed payout. Raises GateRefused, and BadPayout for an outcome that the contract forbids."""
+    plan = derive_payout(contract, network, outcome, rate=rate, branch=branch)
+    same_as_derived(tx, plan.unsigned)
+    payout_signatures_hold(plan, tx)
+    consensus_holds(tx, [TxOut(plan.escrow_value, plan.escrow.script_pubkey)])
+
+
+def same_as_derived(tx: bytes, unsigned: bytes) -> None:
+    """Gate 1: `tx` without its witnesses is `unsigned`. Raises GateRefused."""
+    try:
+        if len(tx) <= MAX_TRANSACTION and stripped(parse(tx)) == unsigned:
+            return
+    except NotATransaction as e:
+        raise GateRefused("what should be broadcast is not a transaction") from e
+    raise GateRefused("the transaction is not the one that follows from the contract")
+
+
+def funding_signatures_hold(plan: FundingPlan, tx: bytes) -> None:
+    """Gate 2 for a funding. Raises GateRefused."""
+    witnesses = _witnesses(tx, len(plan.inputs))
+    try:
+        for side in Side:
+            check_witnesses(plan, side, [witnesses[index] for index in plan.indices(side)])
+    except BadFundingWitness as e:
+        raise GateRefused("a signature of the funding transaction is not valid") from e
+
+
+def payout_signatures_hold(plan: PayoutPlan, tx: bytes) -> None:
+    """Gate 2 for a payout: two signatures of this branch's keys in the one legal witness. Raises GateRefused."""
+    (witness,) = _witnesses(tx, 1)
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        roles = Role(first), Role(second)
+        signatures = {role: item[:-1] for role, item in zip(roles, witness[1:3], strict=False)}
+        if len(signatures) != 2 or plan.escrow.witness(plan.branch, signatures) != witness:
+            break
+        try:
+            for role, signature in signatures.items():
+                check_payout_signature(plan, role, signature)
+        except BadPayoutSignature:
+            continue
+        return
+    raise GateRefused("the payout's witness is not two valid signatures of the escrow's keys")
+
+
+def consensus_holds(tx: bytes, spent: Sequence[TxOut]) -> bool:
+    """Gate 3: Bitcoin Core's verifier accepts each input of `tx`, which spend `spent` in order.
+
+    False when the verifier is not installed, so nothing was judged. Raises GateRefused.
+    """
+    kernel = _kernel()
+    if kernel is None:
+        return False
+    if len(spent) != len(_witnesses(tx)):
+        raise GateRefused("the transaction has another number of inputs than the contract says")
+    candidate = kernel.Transaction(tx)
+    outputs = [kernel.TransactionOutput(kernel.ScriptPubkey(o.script_pubkey), o.value) for o in spent]
+    known = kernel.script.PrecomputedTransactionData(candidate, outputs)
+    flags = kernel.ScriptVerificationFlags.ALL
+    for index, output in enumerate(spent):
+        script = kernel.ScriptPubkey(output.script_pubkey)
+        if not script.verify(output.value, candidate, known, index, flags):
+            raise GateRefused("Bitcoin Core's verifier refuses the transaction")
+    return True
+
+
+def _witnesses(tx: bytes, count: int | None = None) -> list[Witness]:
+    try:
+        parsed = parse(tx)
+    except NotATransaction as e:
+        raise GateRefused("what should be broadcast is not a transaction") from e
+    if count is not None and len(parsed.vin) != count:
+        raise GateRefused("the transaction has another number of inputs than the contract says")
+    return [witness_of(parsed, index) for index in range(len(parsed.vin))]
+
+
+@cache
+def _kernel() -> ModuleType | None:
+    """py-bitcoinkernel, loaded at the first need (a tenth of a second), or None where it is not installed."""
+    try:
+        return import_module("pbk")
+    except ImportError:
+        return None
