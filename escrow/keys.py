@@ -78,28 +78,38 @@ def _part(keys: EscrowKeys, purpose: KeyPurpose) -> tuple[bytes, bytes]:
 
 
 def arbiter_tweak(base_point: bytes, contract_id: bytes) -> bytes:
-    """The 32-byte scalar `H("p2pnode/arbiter-key", A ‖ contract_id)`; it is not reduced: see `arbiter_public`."""
+    """The 32-byte scalar `H("p2pnode/arbiter-key", A ‖ contract_id)`; it is not reduced: see `tweak_public`."""
     return digest(b"p2pnode/arbiter-key", base_point, contract_id)
 
 
 def arbiter_public(base_point: bytes, contract_id: bytes) -> bytes:
-    """The arbiter's key in the escrow of one contract, compressed.
-
-    A tweak of the group's order or more, and a sum at infinity, are refused rather than mapped to another key: each
-    has probability 2^-127 for an honest base point. Raises BadArbiterKey.
-    """
-    if not is_point(base_point):
-        raise BadArbiterKey("the arbiter's base point is not a point of the curve")
-    try:
-        return PublicKey(base_point).add(arbiter_tweak(base_point, contract_id)).format()
-    except ValueError as e:
-        raise BadArbiterKey from e
+    """The arbiter's key in the escrow of one contract, compressed. Raises BadArbiterKey."""
+    return tweak_public(base_point, arbiter_tweak(base_point, contract_id))
 
 
 def arbiter_secret(base_secret: bytes, contract_id: bytes) -> bytes:
     """The secret of `arbiter_public`, 32 bytes. Raises BadArbiterKey; ValueError for a secret outside the group."""
-    key = PrivateKey(base_secret)
+    return tweak_secret(base_secret, arbiter_tweak(public_key(base_secret), contract_id))
+
+
+def tweak_public(point: bytes, tweak: bytes) -> bytes:
+    """`point + tweak·G`, compressed.
+
+    A tweak of the group's order or more, and a sum at infinity, are refused rather than mapped to another key: each
+    has probability 2^-127 for a hash as the tweak. Raises BadArbiterKey.
+    """
+    if not is_point(point):
+        raise BadArbiterKey("the arbiter's base point is not a point of the curve")
     try:
-        return key.add(arbiter_tweak(key.public_key.format(), contract_id)).secret
+        return PublicKey(point).add(tweak).format()
+    except ValueError as e:
+        raise BadArbiterKey from e
+
+
+def tweak_secret(secret: bytes, tweak: bytes) -> bytes:
+    """The secret of `tweak_public`, with the same refusals. Raises ValueError for a secret outside the group."""
+    key = PrivateKey(secret)
+    try:
+        return key.add(tweak).secret
     except ValueError as e:
         raise BadArbiterKey from e

@@ -65,7 +65,7 @@ def parse(raw: bytes) -> CTransaction:
         tx = CTransaction.deserialize(raw)
         # A number may be written in several ways; what is hashed and compared is the only right one.
         canonical = bytes(tx.serialize()) == raw
-    except (SerializationError, ValueError, OverflowError, MemoryError) as e:
+    except (SerializationError, ValueError) as e:
         raise NotATransaction from e
     if not canonical:
         raise NotATransaction

@@ -118,14 +118,20 @@ def consensus_holds(tx: bytes, spent: Sequence[TxOut]) -> bool:
         return False
     if len(spent) != len(_witnesses(tx)):
         raise GateRefused("the transaction has another number of inputs than the contract says")
-    candidate = kernel.Transaction(tx)
-    outputs = [kernel.TransactionOutput(kernel.ScriptPubkey(o.script_pubkey), o.value) for o in spent]
-    known = kernel.script.PrecomputedTransactionData(candidate, outputs)
-    flags = kernel.ScriptVerificationFlags.ALL
-    for index, output in enumerate(spent):
-        script = kernel.ScriptPubkey(output.script_pubkey)
-        if not script.verify(output.value, candidate, known, index, flags):
-            raise GateRefused("Bitcoin Core's verifier refuses the transaction")
+    try:
+        candidate = kernel.Transaction(tx)
+        scripts = [kernel.ScriptPubkey(o.script_pubkey) for o in spent]
+        outputs = [kernel.TransactionOutput(s, o.value) for s, o in zip(scripts, spent, strict=True)]
+        known = kernel.script.PrecomputedTransactionData(candidate, outputs)
+        flags = kernel.ScriptVerificationFlags.ALL
+        accepted = all(
+            script.verify(output.value, candidate, known, index, flags)
+            for index, (script, output) in enumerate(zip(scripts, spent, strict=True))
+        )
+    except (RuntimeError, kernel.KernelException) as e:
+        raise GateRefused("Bitcoin Core's verifier can't read the transaction") from e
+    if not accepted:
+        raise GateRefused("Bitcoin Core's verifier refuses the transaction")
     return True
 
 
@@ -141,8 +147,9 @@ def _witnesses(tx: bytes, count: int | None = None) -> list[Witness]:
 
 @cache
 def _kernel() -> ModuleType | None:
-    """py-bitcoinkernel, loaded at the first need (a tenth of a second), or None where it is not installed."""
+    """py-bitcoinkernel, loaded at the first need (a tenth of a second), or None where it does not load."""
     try:
         return import_module("pbk")
-    except ImportError:
+    except (ImportError, OSError):
+        # OSError: the package is there, its library does not load on this machine.
         return None
