@@ -167,7 +167,14 @@ def test_every_pair_outside_the_table_is_refused_and_changes_nothing() -> None:
     duel.bury()
     state = duel.buyer.state
     assert state is not None
-    events = [ev.FundingSeen(), ev.Release(), ev.Cancel(), ev.CoinsReclaimed(b""), duel.take, ev.DeclarePaid()]
+    events: list[ev.TradeEvent] = [
+        ev.FundingSeen(),
+        ev.Release(),
+        ev.Cancel(),
+        ev.CoinsReclaimed(b""),
+        duel.take,
+        ev.DeclarePaid(),
+    ]
 
     for phase in get_args(AnyPhase):
         here = replace(state, phase=phase())
