@@ -19,6 +19,7 @@ from bitcoin.core.script import (
     OP_ELSE,
     OP_ENDIF,
     OP_IF,
+    OP_PUSHDATA4,
     OP_VERIFY,
     CScript,
     CScriptOp,
@@ -80,6 +81,14 @@ class EscrowScript(Struct, frozen=True):
         if self.backup is None:
             return f"wsh({main})"
         return f"wsh(or_i({main},and_v(v:older({self.delay}),{_multi_text(self.backup)})))"
+
+    @property
+    def asm(self) -> tuple[str, ...]:
+        """The script's operations as Bitcoin Core writes them: keys in hexadecimal, numbers in decimal."""
+        return tuple(
+            str(CScriptOp(op)) if op > OP_PUSHDATA4 or not data else data.hex() if len(data) > 4 else _decimal(data)
+            for op, data, _ in CScript(self.witness_script).raw_iter()
+        )
 
     def keys(self, branch: Branch) -> Keys:
         """The keys that sign in `branch`. Raises ValueError when the escrow has no such branch."""
@@ -171,14 +180,6 @@ def decode_script(witness_script: bytes) -> EscrowScript:
     return found
 
 
-def asm(witness_script: bytes) -> list[str]:
-    """The script's operations as text, one each; numbers and keys in hexadecimal as in the script."""
-    return [
-        str(CScriptOp(op)) if data is None or op == 0 else data.hex()
-        for op, data, _ in CScript(witness_script).raw_iter()
-    ]
-
-
 def _decode(script: bytes) -> EscrowScript | None:
     one = script_size(EscrowType.WSH_2OF3, 0)
     if len(script) == one:
@@ -200,6 +201,10 @@ def _keys_at(script: bytes, start: int) -> Keys:
 def _number(value: int) -> bytes:
     """The shortest push of a number (BIP62, rules 3 and 4)."""
     return bytes(CScript([value]))
+
+
+def _decimal(number: bytes) -> str:
+    return str(int.from_bytes(number, "little"))
 
 
 def _multi(keys: Keys) -> list[object]:
