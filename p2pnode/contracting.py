@@ -10,8 +10,9 @@ from functools import lru_cache
 
 from msgspec import Struct
 
-from escrow.funding import FundingPlan, check_contract, derive_funding
+from escrow.funding import FundingPlan, derive_funding
 from escrow.payout import PayoutPlan, derive_payout
+from escrow.terms import check_contract
 from escrow.verify import escrow_facts
 from protocol.announcement import Announcement
 from protocol.contract import ArbiterTerms, Contract, arbiter_terms

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from escrow.funding import share_target
 from escrow.keys import make_keys
+from escrow.shares import share_target
 from escrow.wallet.base import Selection, Wallet
 from p2pnode.clock import Clock
 from p2pnode.keyring import Keyring

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Final, Protocol, assert_never
 
 from escrow.chain.base import ChainBackend, Rejected
-from escrow.funding import assemble_funding, witnesses_for
-from escrow.inputs import check_witnesses
+from escrow.funding import in_message_order
+from escrow.inputs import assemble_funding, check_witnesses
 from escrow.payout import assemble_payout, sign_payout
 from escrow.script import Role
 from escrow.verify import gate_funding, gate_payout
@@ -210,7 +210,7 @@ class Executor:
         witnesses: tuple[tuple[bytes, ...], ...] = ()
         if plan.indices(state.side):
             by_index = await self._wallet.sign_inputs(plan.unsigned, holder=state.trade_id)
-            witnesses = witnesses_for(plan, state.side, by_index)
+            witnesses = in_message_order(plan, state.side, by_index)
         check_witnesses(plan, state.side, witnesses)
         signature = sign_contract(state.contract, state.network, self._keyring.persona_key(own_persona(state)).seed)
         return ev.FundingSigned(witnesses, signature, accept)

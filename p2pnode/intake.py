@@ -186,6 +186,7 @@ class Intake:
             raise TermsRefused("the price is not the offer's")
         if bargain.method not in offer.methods or bargain.escrow_type not in offer.escrow_types:
             raise TermsRefused("the offer does not accept that payment method or escrow type")
+        self._policy.check_amount(bargain.amount)
         self._policy.check_fees(bargain.fees)
         self._policy.check_load(self._trades)
         for raw in filter(None, (take.arbiter, take.backup)):

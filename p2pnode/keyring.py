@@ -6,6 +6,7 @@ from functools import cached_property
 
 from dht.contact import PUZZLE_BITS
 from dht.node import mine_node_key
+from escrow.keys import public_key
 from escrow.seed import EscrowRole, Seed
 from protocol.errors import NotFound
 from protocol.identity import SigningKey
@@ -38,6 +39,11 @@ class Keyring:
     def owns(self, persona: bytes) -> bool:
         """Whether that persona is ours."""
         return persona in self._personas
+
+    @property
+    def arbiter_base_point(self) -> bytes:
+        """The base point that the default persona announces as an arbiter, compressed."""
+        return public_key(self.arbiter_secret(self.persona.public))
 
     def arbiter_secret(self, persona: bytes) -> bytes:
         """The secp256k1 base key of one of our personas as an arbiter. Raises NotFound."""

@@ -7,6 +7,7 @@ from msgspec import Struct
 from p2pnode.tradestore import TradeStore
 from protocol.contract import FeeTerms
 from protocol.errors import PeerRefusal
+from protocol.types import MAX_MONEY
 
 
 class FeesRefused(PeerRefusal):
@@ -21,6 +22,12 @@ class TooBusy(PeerRefusal):
     code = 2151
 
 
+class AmountRefused(PeerRefusal):
+    """The amount is over what one trade may have on this node."""
+
+    code = 2152
+
+
 class TradePolicy(Struct, frozen=True):
     """Limits on trades. Fee rates in satoshis per 1,000 vB."""
 
@@ -29,6 +36,10 @@ class TradePolicy(Struct, frozen=True):
     payout_band: int = 10
     """The greatest payout fee rate of a contract is the payout's rate times this, within `greatest_fee_rate`."""
     max_open_trades: int = 100
+    max_amount: int = MAX_MONEY
+    """Satoshis of one trade."""
+    confirmations: int = 1
+    """Least confirmations of an escrow before money is paid."""
 
     def check_fees(self, fees: FeeTerms) -> None:
         """Raises FeesRefused."""
@@ -38,6 +49,11 @@ class TradePolicy(Struct, frozen=True):
                     f"the {name} fee rate of {rate} sat/kvB is outside "
                     f"{self.least_fee_rate} to {self.greatest_fee_rate}"
                 )
+
+    def check_amount(self, amount: int) -> None:
+        """Raises AmountRefused."""
+        if amount > self.max_amount:
+            raise AmountRefused(f"{amount:,} sat is over the {self.max_amount:,} sat that one trade may have")
 
     def check_load(self, trades: TradeStore) -> None:
         """Raises TooBusy."""

@@ -15,7 +15,8 @@ from p2pnode.keyring import Keyring
 from p2pnode.policy import TradePolicy
 from protocol import trade_events as ev
 from protocol.announcement import Announcement
-from protocol.contract import Bargain, trade_id
+from protocol.contract import Bargain, required_confirmations, trade_id
+from protocol.errors import UserError
 from protocol.messages import Details, Funding, Take
 from protocol.offer import Offer, reference
 from protocol.types import EscrowType, Network
@@ -23,6 +24,12 @@ from protocol.wire import Envelope
 
 CONFIRMATION_TARGET = 6
 """Blocks within which the funding should be mined at the fee rate that we propose."""
+
+
+class TooShallow(UserError):
+    """The offer asks for fewer confirmations of the escrow than this node's configuration (trade.confirmations)."""
+
+    code = 3310
 
 
 class ArbiterChoice(Struct, frozen=True):
@@ -78,6 +85,9 @@ class Taking:
         Raises InsufficientFunds and the wallet's other errors, FeesRefused, TooBusy, ChainError.
         """
         self._policy.check_load(self._engine.trades)
+        self._policy.check_amount(amount)
+        if max(offer.confirmations, required_confirmations(amount)) < self._policy.confirmations:
+            raise TooShallow
         rate = fee_rate or await self._backend.fee_rate(CONFIRMATION_TARGET)
         fees = self._policy.fees(rate)
         bargain = Bargain(reference(envelope, offer), amount, price, method, escrow_type, fees)

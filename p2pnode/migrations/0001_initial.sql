@@ -81,25 +81,28 @@ CREATE TABLE own_offers (
     stored_on INTEGER
 ) WITHOUT ROWID;
 
+-- `live` 0: a tombstone, whose `raw` is NULL. `floating`: 0 a fixed price, 1 a margin. `rank`: the price or the margin, its
+-- sign turned where buyers are listed, so that ascending is best first for the taker.
 CREATE TABLE book (
     maker      BLOB NOT NULL,
     offer_id   BLOB NOT NULL,
     sequence   INTEGER NOT NULL,
-    envelope   BLOB NOT NULL,
     raw        BLOB,
+    live       INTEGER NOT NULL,
     side       INTEGER NOT NULL,
     currency   TEXT NOT NULL,
+    floating   INTEGER NOT NULL,
+    rank       INTEGER NOT NULL,
     amount_min INTEGER NOT NULL,
     amount_max INTEGER NOT NULL,
-    price      INTEGER,
-    margin     INTEGER,
     methods    TEXT NOT NULL,
     expires    INTEGER NOT NULL,
     seen       INTEGER NOT NULL,
     PRIMARY KEY (maker, offer_id)
 ) WITHOUT ROWID;
-CREATE INDEX book_market ON book (currency, side, price) WHERE raw IS NOT NULL;
-CREATE INDEX book_margin ON book (currency, side, margin) WHERE raw IS NOT NULL;
+CREATE INDEX book_order ON book (
+    live, currency, side, floating, rank, maker, offer_id, expires, amount_min, amount_max, methods
+);
 CREATE INDEX book_id ON book (offer_id);
 CREATE INDEX book_expires ON book (expires);
 
@@ -139,4 +142,12 @@ CREATE TABLE idempotency (
 CREATE TABLE counters (
     name  TEXT PRIMARY KEY,
     value INTEGER NOT NULL
+) WITHOUT ROWID;
+
+-- Nodes of the DHT that answered last time, so that the network is found again with all seeds down.
+CREATE TABLE peers (
+    node BLOB PRIMARY KEY,
+    host TEXT NOT NULL,
+    port INTEGER NOT NULL,
+    seen INTEGER NOT NULL
 ) WITHOUT ROWID;
