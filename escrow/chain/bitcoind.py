@@ -58,6 +58,7 @@ _CHAINS: Final = {
     "regtest": Network.REGTEST,
 }
 # bitcoind's numbers for errors (its src/rpc/protocol.h).
+_NO_TX: Final = -22
 _VERIFY: Final = -25
 _REJECTED: Final = -26
 _IN_CHAIN: Final = -27
@@ -168,7 +169,12 @@ class BitcoindBackend:
     async def test_accept(self, tx: bytes) -> None:
         """Ask whether the mempool would take `tx`, or has it. Raises Rejected, NotSynced."""
         self._need_sync()
-        verdict = (await self._rpc.call("testmempoolaccept", [tx.hex()]))[0]
+        try:
+            verdict = (await self._rpc.call("testmempoolaccept", [tx.hex()]))[0]
+        except RpcError as e:
+            if e.rpc_code == _NO_TX:
+                raise Rejected("it does not decode") from e
+            raise
         if verdict.get("allowed"):
             return
         reason = str(verdict.get("reject-reason", "no reason given"))
@@ -362,7 +368,9 @@ class BitcoindBackend:
     async def _woken(self, seconds: float) -> bool:
         """Wait for a hint; False when none came in time."""
         try:
-            await asyncio.wait_for(self._wake.wait(), seconds)
+            # Not wait_for: until Python 3.12 it can swallow a cancellation that comes together with the hint.
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
         except TimeoutError:
             return False
         self._wake.clear()

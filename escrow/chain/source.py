@@ -74,9 +74,7 @@ class BitcoindSource:
         if low > high or not scripts:
             return []
         if high - low < _FEW_BLOCKS or not await self._filters_reach(high):
-            return [
-                b for at in range(low, high + 1, _BATCH) for b in await self._blocks(at, min(high, at + _BATCH - 1))
-            ]
+            return await self.headers_at(range(low, high + 1))
         answer = await self._scan([f"raw({script.hex()})" for script in scripts], low, high)
         if not answer.get("completed", True):
             raise BackendError("the Bitcoin node ended its scan of block filters early")
