@@ -6,6 +6,7 @@ and `storage` (what may be kept), `routing` (kademlia's table), `lookup` (the se
 """
 
 from dht.contact import Contact
+from dht.disk import open_storage
 from dht.engine import EngineConfig
 from dht.node import Clock, DhtConfig, DhtNode, Seed, Stats, mine_node_key
 from dht.records import Record, RecordKind, RecordMeta
@@ -28,4 +29,5 @@ __all__ = [
     "Storage",
     "StorageLimits",
     "mine_node_key",
+    "open_storage",
 ]

@@ -24,6 +24,7 @@ from dht.routing import Table
 from dht.rpc import Asker, Call, Limits, Peer, Rng, Rpc
 from dht.search import INLINE_STORE, FindNodes, Found, GetValue, PutResult, PutValue, Search
 from dht.storage import Outcome, Put, Storage
+from dht.upkeep import Upkeep
 
 OPERATION_LIMIT_S: Final = 10.0
 """An operation ends at the latest after this time, with what it has."""
@@ -84,6 +85,7 @@ class Engine:
         self._reaches: deque[int] = deque(maxlen=SAMPLES)
         self._reach: int | None = None
         self._edge: int | None = None
+        self.upkeep = Upkeep(self)
         rpc.server = self
 
     # -- what the driver calls ---------------------------------------------------------------------------------
@@ -121,7 +123,7 @@ class Engine:
         self, target: bytes, done: Callable[[list[Contact]], None], now: float, seeds: Iterable[Contact] = ()
     ) -> None:
         """Find the nodes closest to an id."""
-        self._start(FindNodes(self, target, self._lookup(target, self.config.alpha, seeds), done), now)
+        self.start(FindNodes(self, target, self._lookup(target, self.config.alpha, seeds), done), now)
 
     def get(
         self, topic: bytes, done: Callable[[Found], None], now: float, *, quorum: int | None = None, paths: int = 1
@@ -129,24 +131,25 @@ class Engine:
         """Collect the records of a topic. `paths`: disjoint search paths, for reads that matter."""
         unix = self.unix(now)
         local = [self.registry.trust(raw, topic, unix) for raw in self.storage.all(topic, unix)]
-        places = self.config.k - self._responsible(int.from_bytes(topic, "big"))
+        places = self.config.k - self.responsible(topic)
         lookup = self._lookup(topic, self.config.alpha if paths == 1 else 2, paths=paths, places=places)
-        self._start(GetValue(self, topic, lookup, done, quorum=quorum or self.config.get_quorum, local=local), now)
+        self.start(GetValue(self, topic, lookup, done, quorum=quorum or self.config.get_quorum, local=local), now)
 
     def put(
         self, topic: bytes, record: Record, done: Callable[[PutResult], None], now: float, *, quorum: int | None = None
     ) -> None:
         """Store a checked record under a topic."""
         quorum = quorum or self.config.put_quorum
-        mine = self._responsible(int.from_bytes(topic, "big"))
-        kept = mine and self.store(topic, record, b"", now).outcome in (Outcome.STORED, Outcome.SAME)
+        mine = self.responsible(topic)
+        kept = mine and self.keep(topic, record, b"", now).outcome in (Outcome.STORED, Outcome.SAME)
         lookup = self._lookup(topic, self.config.k, places=self.config.k - mine)
-        self._start(PutValue(self, topic, record, lookup, done, quorum=quorum - kept, kept=kept), now)
+        self.start(PutValue(self, topic, record, lookup, done, quorum=quorum - kept, kept=kept), now)
 
-    def _responsible(self, target: int) -> bool:
+    def responsible(self, topic: bytes) -> bool:
         """Whether this node is among the k closest to a point, as far as it knows."""
         if self.config.client:
             return False
+        target = int.from_bytes(topic, "big")
         near = self.table.closest(target, self.config.k)
         return len(near) < self.config.k or int.from_bytes(self.own_id, "big") ^ target < near[-1].long_id ^ target
 
@@ -167,7 +170,12 @@ class Engine:
             exempt=self._exempt,
         )
 
-    def _start(self, search: Search, now: float) -> None:
+    def lookup(self, target: bytes) -> Lookup:
+        """A search for the holders of a topic that this node holds too."""
+        return self._lookup(target, self.config.alpha, places=self.config.k - 1)
+
+    def start(self, search: Search, now: float) -> None:
+        """Run an operation to its end."""
         self._searches[search] = now + OPERATION_LIMIT_S
         search.start(now)
         if search.over:
@@ -203,10 +211,13 @@ class Engine:
         self.table.add_contact(contact, now)
         if self.table.size != before:
             self._reach = self._edge = None
+            if self._neighbour(contact):
+                self.upkeep.neighbour(contact, now)
 
     def lost(self, contact: Contact, now: float) -> None:
         """A node did not answer three times."""
-        del now
+        if self.table.get(contact) is not None and self._neighbour(contact):
+            self.upkeep.neighbour(contact, now)
         self.table.remove_contact(contact)
         if (peer := self.rpc.peers.get(contact.key)) is not None:
             peer.tabled_at = -1e9
@@ -308,6 +319,20 @@ class Engine:
             self._edge = near[-1].long_id ^ own if len(near) == self.config.k else 2**ID_BITS
         return contact.long_id ^ int.from_bytes(self.own_id, "big") <= self._edge
 
+    def ping_quietest(self, now: float) -> None:
+        """Ask the node heard longest ago whether it is still there."""
+        peers = self.rpc.peers
+
+        def heard_at(contact: Contact) -> float:
+            peer = peers.get(contact.key)
+            return peer.heard_at if peer is not None else -1e9
+
+        quietest = min(self.table, key=heard_at, default=None)
+        if quietest is not None and quietest.key not in self._pinging:
+            self._pinging.add(quietest.key)
+            if self.ask(quietest, Op.PING, b"", _Ping(self), now) is None:
+                self._pinging.discard(quietest.key)
+
     def pinged(self, contact: Contact, address: tuple[str, int] | None, now: float) -> None:
         """A ping ended; `address` is where that node sees us, None when it did not answer."""
         self._pinging.discard(contact.key)
@@ -340,6 +365,7 @@ class Engine:
             )
         digest = self.storage.digest(topic)
         if known == digest and known != messages.FIRST:
+            self.upkeep.checked(topic, now)
             head = messages.value_body(total, digest, more=False, records=[], large=[])
             return bytes((Status.UNCHANGED,)) + head + self._contacts(topic, want, peer, room - 14)
         records, large, more = self.storage.page(topic, after, room - 15, self.unix(now), INLINE_STORE)
@@ -385,7 +411,7 @@ class Engine:
             record = self.registry.check(raw, topic, self.unix(now))
         except InvalidRecord:
             return bytes((Status.INVALID,)) + self._contacts(topic, want, peer, room - 1)
-        put = self.store(topic, record, group_of(address[0]), now)
+        put = self.keep(topic, record, group_of(address[0]), now)
         contacts = self._contacts(topic, want, peer, room - 1)
         match put.outcome:
             case Outcome.STORED | Outcome.SAME:
@@ -400,9 +426,12 @@ class Engine:
             case _:
                 assert_never(put.outcome)
 
-    def store(self, topic: bytes, record: Record, group: bytes, now: float) -> Put:
+    def keep(self, topic: bytes, record: Record, group: bytes, now: float) -> Put:
         """Keep a checked record here."""
-        return self.storage.put(topic, record, self.registry.rules(record.envelope.kind), group, self.unix(now))
+        put = self.storage.put(topic, record, self.registry.rules(record.envelope.kind), group, self.unix(now))
+        if put.outcome is Outcome.STORED:
+            self.upkeep.stored(topic, now)
+        return put
 
 
 class _Ping:

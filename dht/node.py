@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeVar
@@ -28,7 +29,7 @@ from dht.contact import (
     scope_of,
 )
 from dht.engine import Engine, EngineConfig
-from dht.errors import BadContact, BadNodeKey, NoPeers, RecordRejected
+from dht.errors import BadContact, BadNodeKey, InvalidRecord, NoPeers, RecordRejected
 from dht.records import RecordKind, Registry
 from dht.rpc import Rng, Rpc
 from dht.search import Found, PutResult
@@ -40,6 +41,8 @@ from protocol.types import Network
 from protocol.wire import Envelope
 
 HOUSEKEEPING_S: Final = 1.0
+KEPT_PEERS: Final = 200
+"""Nodes kept on disk for the next start."""
 
 T = TypeVar("T")
 
@@ -165,7 +168,22 @@ class DhtNode:
         self._transport = (
             transport(self._received) if transport else UdpTransport(self.config.host, self.config.port, self._received)
         )
+        self.engine.offset = self._clock.unix() - self._now()
+        self._load()
         self._housekeep()
+
+    def _load(self) -> None:
+        """Bring back what the disk holds."""
+        if self.storage.disk is None:
+            return
+        now = self.engine.unix(self._now())
+        for topic, raw, group, stored_at in list(self.storage.disk.load(now)):
+            try:
+                record = self.engine.registry.trust(raw, topic, now)
+            except InvalidRecord:
+                continue  # the rules of its kind have changed
+            self.storage.load(topic, record, group, stored_at)
+            self.engine.upkeep.stored(topic, self._now())
 
     async def close(self) -> None:
         """Stop listening; what is out is abandoned. What is stored is flushed."""
@@ -176,6 +194,8 @@ class DhtNode:
         if self._transport is not None:
             self._transport.close()
             self._transport = None
+        if self.storage.disk is not None and len(self.engine.table):
+            self.storage.disk.save_peers(self.engine.table.closest(0, KEPT_PEERS))
         self.storage.close()
 
     @property
@@ -191,7 +211,12 @@ class DhtNode:
         return self.engine.own_id
 
     async def bootstrap(self, seeds: Iterable[Seed | Contact]) -> int:
-        """Enter the network by any of `seeds`; returns how many nodes are known after it (0: nobody answered)."""
+        """Enter the network by any of `seeds` and of the nodes known last time.
+
+        Returns how many nodes are known after it; 0: nobody answered.
+        """
+        if self.storage.disk is not None:
+            seeds = [*seeds, *self.storage.disk.load_peers()]
         found = await asyncio.gather(*(self._contact_of(seed) for seed in seeds))
         contacts = [c for c in found if c is not None and c.key != self.key.public]
         if not contacts and not len(self.engine.table):
@@ -206,8 +231,8 @@ class DhtNode:
 
     # -- records -----------------------------------------------------------------------------------------------
 
-    async def put(self, topic: bytes, record: Envelope, *, quorum: int | None = None) -> PutResult:
-        """Store a signed record under one of its topics.
+    async def put(self, topic: bytes, record: Envelope, *, quorum: int | None = None, keep: bool = True) -> PutResult:
+        """Store a signed record under one of its topics. With `keep` it is put again before others forget it.
 
         Returns at a quorum of acknowledgements. Raises RecordRejected when the record would not be accepted anywhere.
         A deletion is the put of a tombstone (a revocation).
@@ -218,6 +243,8 @@ class DhtNode:
         except P2PError as e:
             raise RecordRejected(e.detail) from e
         future: asyncio.Future[PutResult] = self._running().create_future()
+        if keep:
+            self.engine.upkeep.publish(topic, checked, now)
         self.engine.put(topic, checked, _resolver(future), now, quorum=quorum)
         self._arm()
         return await future
@@ -318,15 +345,19 @@ class DhtNode:
         self.engine.offset = self._clock.unix() - now
         self.storage.expire(self.engine.unix(now))
         self.storage.flush()
+        self.engine.upkeep.step(now)
+        self._arm()
         self._housekeeper = self._running().call_later(HOUSEKEEPING_S, self._housekeep)
 
     async def _contact_of(self, seed: Seed | Contact) -> Contact | None:
         if isinstance(seed, Contact):
             return seed
         loop = self._running()
+        host = seed.host
         try:
-            found = await loop.getaddrinfo(seed.host, seed.port)
-            host = str(found[0][4][0])
+            if scope_of(host) is Scope.UNUSABLE:
+                found = await loop.getaddrinfo(host, seed.port, type=socket.SOCK_DGRAM)
+                host = str(found[0][4][0])
         except (OSError, IndexError):
             log.warning("the seed %s does not resolve", seed.host)
             return None

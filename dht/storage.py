@@ -13,12 +13,13 @@ secret of this node that no one else can predict. A newcomer from the heaviest g
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from hashlib import blake2b
 from typing import NamedTuple, Protocol
 
+from dht.contact import Contact
 from dht.records import Record, RecordKind
 
 
@@ -36,6 +37,12 @@ class Disk(Protocol):
 
     def load(self, now: int) -> Iterator[tuple[bytes, bytes, bytes, int]]:
         """(topic, raw, group, stored_at) of every record that has not expired."""
+
+    def save_peers(self, contacts: Iterable[Contact]) -> None:
+        """Keep these nodes for the next start."""
+
+    def load_peers(self) -> list[Contact]:
+        """The nodes kept last time."""
 
     def flush(self) -> None:
         """Make everything written so far durable."""

@@ -1,0 +1,199 @@
+"""The table and the search: exact, bounded, and not to be led astray."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kademlia.node import Node
+
+from dht.contact import Contact, Scope, node_id
+from dht.lookup import GROUP_LIMIT, Lookup
+from dht.routing import GROUP_PER_BUCKET, GROUP_PER_TABLE, Table
+
+
+def contact(rng: random.Random, host: str | None = None) -> Contact:
+    return Contact(
+        rng.randbytes(32), host or f"{rng.randrange(1, 120)}.{rng.randrange(256)}.{rng.randrange(256)}.1", 1_000
+    )
+
+
+def table_of(rng: random.Random, count: int, size: int = 8) -> tuple[Table, list[Contact]]:
+    table = Table(Node(node_id(rng.randbytes(32))), bucket_size=size, digit_bits=3, exempt=lambda _: False)
+    made = [contact(rng) for _ in range(count)]
+    for one in made:
+        table.add_contact(one, 0.0)
+    return table, made
+
+
+@given(st.integers(0, 2**32), st.integers(1, 200), st.integers(1, 20))
+@settings(max_examples=60)
+def test_closest_is_exact(seed: int, count: int, want: int) -> None:
+    rng = random.Random(seed)
+    table, _ = table_of(rng, count)
+    target = rng.getrandbits(160)
+    everyone = sorted(table, key=lambda c: c.long_id ^ target)
+    assert table.closest(target, want) == everyone[:want]
+    assert len(table) == len(everyone)
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=40)
+def test_counts_hold_through_entering_and_leaving(seed: int) -> None:
+    rng = random.Random(seed)
+    table, made = table_of(rng, 120, size=4)
+    rng.shuffle(made)
+    for one in made[:90]:
+        table.remove_contact(one)
+    assert len(table) == len(list(table))
+    assert sum(table._groups.values()) == len(table)
+    for one in list(table):
+        table.remove_contact(one)
+    # Replacements moved up; remove until nobody is left.
+    while len(table):
+        for one in list(table):
+            table.remove_contact(one)
+    assert table._groups == {}
+
+
+def test_many_ids_behind_one_address_do_not_fill_the_table() -> None:
+    rng = random.Random(1)
+    table, _ = table_of(rng, 0)
+    for _ in range(500):
+        table.add_contact(contact(rng, f"44.1.1.{rng.randrange(1, 255)}"), 0.0)
+    assert len(table) <= GROUP_PER_TABLE
+    assert all(len(b.nodes) <= GROUP_PER_BUCKET for b in table.buckets)
+
+
+def test_a_node_at_a_new_port_keeps_its_identity_and_loses_its_old_port() -> None:
+    rng = random.Random(1)
+    table, made = table_of(rng, 5)
+    moved = Contact(made[0].key, "9.9.9.9", 77)
+    assert table.add_contact(moved, 1.0)
+    assert [c.port for c in table if c.id == moved.id] == [77]
+    assert len(table) == 5
+
+
+def test_a_node_that_was_only_named_is_never_handed_to_others() -> None:
+    rng = random.Random(1)
+    table, made = table_of(rng, 5)
+    rumour = contact(rng)
+    table.name([rumour])
+    assert rumour not in table.closest(rumour.long_id, 20)
+    assert table.closest(rumour.long_id, 20, named=True)[0] is rumour
+    assert len(table) == len(made)
+
+
+def test_unusable_addresses_have_a_scope_that_says_so() -> None:
+    rng = random.Random(1)
+    assert contact(rng, "127.0.0.1").scope is Scope.LOOPBACK
+    assert contact(rng, "192.168.1.1").scope is Scope.PRIVATE
+    assert contact(rng, "2a01::1").scope is Scope.GLOBAL
+
+
+class World:
+    """A network in a list: every node knows every other, unless it lies or is dead."""
+
+    def __init__(self, seed: int, count: int) -> None:
+        self.rng = random.Random(seed)
+        self.nodes = [contact(self.rng) for _ in range(count)]
+        self.dead: set[bytes] = set()
+
+    def closest(self, target: int, count: int) -> list[Contact]:
+        return sorted(self.nodes, key=lambda c: c.long_id ^ target)[:count]
+
+    def run(self, lookup: Lookup, *, knows: int = 8) -> int:
+        asked = 0
+        while (one := lookup.next()) is not None:
+            asked += 1
+            if one.id in self.dead:
+                lookup.late(one)
+                lookup.failed(one)
+            else:
+                lookup.answered(one, self.closest(lookup.target, knows))
+        return asked
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=40)
+def test_a_search_finds_the_closest_live_nodes(seed: int) -> None:
+    world = World(seed, 200)
+    target = world.rng.getrandbits(160)
+    world.dead = {c.id for c in world.rng.sample(world.nodes, 60)}
+    seeds = [c for c in world.rng.sample(world.nodes, 6) if c.id not in world.dead]
+    if not seeds:
+        return
+    lookup = Lookup(target, seeds, own_id=bytes(20), k=8, alpha=3)
+    world.run(lookup, knows=16)
+    live = [c for c in world.closest(target, 16) if c.id not in world.dead]
+    assert lookup.finished
+    assert lookup.closest()[: len(live)] == live[:8]
+
+
+def test_a_dead_node_costs_one_question_and_no_wait() -> None:
+    world = World(3, 50)
+    target = world.closest(0, 1)[0].long_id
+    near = world.closest(target, 9)
+    lookup = Lookup(target, near, own_id=bytes(20), k=8, alpha=3)
+    first = [lookup.next() for _ in range(3)]
+    assert lookup.next() is None
+    assert first[0] is not None
+    lookup.late(first[0])
+    assert lookup.next() is near[3], "the slot of a late node is free at once"
+
+
+def test_a_late_answer_still_counts() -> None:
+    world = World(3, 50)
+    near = world.closest(0, 8)
+    lookup = Lookup(0, near, own_id=bytes(20), k=8, alpha=8)
+    asked = list(iter(lookup.next, None))
+    lookup.late(asked[0])
+    for one in asked[1:]:
+        lookup.answered(one, [])
+    assert near[0] not in lookup.closest()
+    lookup.answered(asked[0], [])
+    assert lookup.closest() == near
+
+
+def test_one_group_fills_only_so_many_places_of_a_search() -> None:
+    rng = random.Random(1)
+    liars = [contact(rng, f"44.1.1.{i + 1}") for i in range(100)]
+    honest = contact(rng)
+    lookup = Lookup(liars[0].long_id, [honest], own_id=bytes(20), k=8, alpha=3)
+    assert lookup.next() is honest
+    lookup.answered(honest, liars)
+    assert len(list(iter(lookup.next, None))) <= GROUP_LIMIT
+
+
+def test_ids_packed_around_a_key_do_not_push_the_honest_out() -> None:
+    world = World(5, 1_000)
+    target = world.rng.getrandbits(160)
+    reach = world.closest(target, 8)[-1].long_id ^ target
+    honest = world.closest(target, 4)
+    packed = [contact(world.rng) for _ in range(20)]
+    for i, one in enumerate(packed):
+        one.long_id = target ^ (i + 1)
+        one.id = one.long_id.to_bytes(20, "big")
+    world.nodes += packed
+    plain = Lookup(target, honest, own_id=bytes(20), k=8, alpha=3)
+    world.run(plain, knows=40)
+    assert not set(honest) & set(plain.closest()), "without a reach the attacker holds all eight places"
+    aware = Lookup(target, honest, own_id=bytes(20), k=8, alpha=3, reach=reach)
+    world.run(aware, knows=40)
+    assert set(honest) <= set(aware.closest())
+
+
+def test_disjoint_paths_never_ask_a_node_twice_and_one_liar_leads_one_path() -> None:
+    world = World(9, 300)
+    target = world.rng.getrandbits(160)
+    seeds = world.rng.sample(world.nodes, 9)
+    lookup = Lookup(target, seeds, own_id=bytes(20), k=8, alpha=1, paths=3)
+    liar = seeds[0]
+    false_ones = [contact(world.rng) for _ in range(16)]
+    asked: list[Contact] = []
+    while (one := lookup.next()) is not None:
+        asked.append(one)
+        lookup.answered(one, false_ones if one is liar or one in false_ones else world.closest(target, 8))
+    assert len({c.id for c in asked}) == len(asked)
+    assert set(world.closest(target, 4)) <= set(lookup.closest())
