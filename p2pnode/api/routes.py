@@ -1,0 +1,225 @@
+"""The table of routes: from it the server routes and the OpenAPI document is made, so that they can't disagree.
+
+A route names its method, path, query, body and answer, and the service method that it stands for. Every method but GET
+is a write and needs an idempotency key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Annotated, Any, Final, Generic, TypeVar
+
+from msgspec import Meta, Struct, convert
+
+from p2pnode.api import schema as s
+from p2pnode.api.services import Offers, RoleMissing, Services, Trades, WalletService
+from protocol.types import CurrencyCode, MethodCode
+
+PREFIX: Final = "/api/v1"
+
+Q = TypeVar("Q", bound=s.Request)
+B = TypeVar("B", bound=s.Request)
+
+
+Until = Callable[[Coroutine[Any, Any, None], float], Awaitable[None]]
+"""Await the first, at most that many seconds and no longer than the server lives."""
+
+
+class NoQuery(s.Request, frozen=True, kw_only=True):
+    """No query parameters."""
+
+
+class TradeQuery(s.Request, frozen=True, kw_only=True):
+    """Which trades to list."""
+
+    open: bool = False
+
+
+class HistoryQuery(s.Request, frozen=True, kw_only=True):
+    """How many transactions to list."""
+
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 50
+
+
+class ArbiterQuery(s.Request, frozen=True, kw_only=True):
+    """Which arbiters to list."""
+
+    currency: CurrencyCode | None = None
+    method: MethodCode | None = None
+
+
+class EventQuery(s.Request, frozen=True, kw_only=True):
+    """Which events to return: those after the cursor (None: from now on); `wait`: seconds to wait for the first."""
+
+    after: s.Cursor | None = None
+    wait: Annotated[int, Meta(ge=0, le=60)] = 0
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 200
+
+
+class Ask(Generic[Q, B]):
+    """One request, parsed."""
+
+    def __init__(self, services: Services, item: str, query: Q, body: B, until: Until) -> None:
+        """`item` is the id in the path, empty where the path has none; `until` waits on behalf of the server."""
+        self.services = services
+        self.item = item
+        self.query = query
+        self.body = body
+        self.until = until
+
+    @property
+    def offers(self) -> Offers:
+        """The offers, if this node has any. Raises RoleMissing."""
+        if self.services.offers is None:
+            raise RoleMissing("this node does not trade: a bootstrap node has no offers")
+        return self.services.offers
+
+    @property
+    def trades(self) -> Trades:
+        """The trades. Raises RoleMissing."""
+        if self.services.trades is None:
+            raise RoleMissing("this node does not trade: a bootstrap node has no trades")
+        return self.services.trades
+
+    @property
+    def wallet(self) -> WalletService:
+        """The wallet. Raises RoleMissing."""
+        if self.services.wallet is None:
+            raise RoleMissing("this node has no wallet: a bootstrap node holds no coins")
+        return self.services.wallet
+
+
+class Route(Struct, frozen=True, kw_only=True):
+    """One method on one path. `{id}` in the path is the id of an offer or a trade."""
+
+    method: str
+    path: str
+    name: str
+    summary: str
+    answer: type[s.Response]
+    call: Callable[[Ask[Any, Any]], Awaitable[s.Response]]
+    query: type[s.Request]
+    body: type[s.Request] | None
+    status: int
+
+    @property
+    def writes(self) -> bool:
+        """Whether it changes anything."""
+        return self.method != "GET"
+
+
+def _route(
+    place: str,
+    name: str,
+    summary: str,
+    call: Callable[[Ask[Q, B]], Awaitable[s.Response]],
+    answer: type[s.Response],
+    *,
+    query: type[Q],
+    body: type[B],
+    status: int = 200,
+) -> Route:
+    method, _, path = place.partition(" ")
+    has_body = body is not s.Empty or method == "POST"
+    return Route(
+        method=method,
+        path=path,
+        name=name,
+        summary=summary,
+        answer=answer,
+        call=call,
+        query=query,
+        body=body if has_body else None,
+        status=status,
+    )
+
+
+def _get(
+    path: str,
+    name: str,
+    summary: str,
+    call: Callable[[Ask[Q, s.Empty]], Awaitable[s.Response]],
+    answer: type[s.Response],
+    query: type[Q],
+) -> Route:
+    return _route(f"GET {path}", name, summary, call, answer, query=query, body=s.Empty)
+
+
+def _do(
+    place: str,
+    name: str,
+    summary: str,
+    call: Callable[[Ask[NoQuery, B]], Awaitable[s.Response]],
+    answer: type[s.Response],
+    body: type[B],
+    status: int = 200,
+) -> Route:
+    return _route(place, name, summary, call, answer, query=NoQuery, body=body, status=status)
+
+
+async def _stop(ask: Ask[NoQuery, s.Empty]) -> s.StopView:
+    await ask.services.node.stop()
+    return s.StopView()
+
+
+async def _events(ask: Ask[EventQuery, s.Empty]) -> s.EventPage:
+    feed = ask.services.events
+    after = await feed.last() if ask.query.after is None else ask.query.after
+    found = tuple(await feed.since(after, ask.query.limit))
+    if not found and ask.query.wait:
+        await ask.until(feed.wait(after), ask.query.wait)
+        found = tuple(await feed.since(after, ask.query.limit))
+    return s.EventPage(events=found, next=found[-1].number if found else after)
+
+
+ROUTES: Final[tuple[Route, ...]] = (
+    _get("/info", "info", "Who this node is and how it does",
+         lambda ask: ask.services.node.info(), s.NodeView, NoQuery),
+    _do("POST /stop", "stop", "Shut the node down in order", _stop, s.StopView, s.Empty, 202),
+    _get("/offers", "offers", "List the book, or one's own offers",
+         lambda ask: ask.offers.find(ask.query), s.OfferPage, s.OfferFilter),
+    _do("POST /offers", "offer_create", "Sign and publish an offer",
+        lambda ask: ask.offers.create(ask.body), s.OfferView, s.OfferDraft, 201),
+    _get("/offers/{id}", "offer", "Show an offer",
+         lambda ask: ask.offers.show(ask.item), s.OfferView, NoQuery),
+    _do("PATCH /offers/{id}", "offer_edit", "Publish the next version of an own offer",
+        lambda ask: ask.offers.edit(ask.item, ask.body), s.OfferView, s.OfferEdit),
+    _do("DELETE /offers/{id}", "offer_revoke", "Withdraw an own offer",
+        lambda ask: ask.offers.revoke(ask.item), s.OfferView, s.Empty),
+    _do("POST /offers/{id}/take", "offer_take", "Take an offer: begin a trade",
+        lambda ask: ask.offers.take(ask.item, ask.body), s.TradeView, s.TakeRequest, 201),
+    _get("/trades", "trades", "List trades, newest first",
+         lambda ask: ask.trades.list(open_only=ask.query.open), s.TradeList, TradeQuery),
+    _get("/trades/{id}", "trade", "Show a trade with its steps",
+         lambda ask: ask.trades.show(ask.item), s.TradeView, NoQuery),
+    _do("POST /trades/{id}/pay", "trade_pay", "Buyer: declare that the payment was made",
+        lambda ask: ask.trades.pay(ask.item, ask.body), s.TradeView, s.PayRequest),
+    _do("POST /trades/{id}/release", "trade_release", "Seller: release the coins to the buyer",
+        lambda ask: ask.trades.release(ask.item), s.TradeView, s.Empty),
+    _do("POST /trades/{id}/cancel", "trade_cancel", "Leave a trade that is not funded",
+        lambda ask: ask.trades.cancel(ask.item, ask.body), s.TradeView, s.CancelRequest),
+    _get("/wallet/balance", "balance", "The wallet's balance",
+         lambda ask: ask.wallet.balance(), s.BalanceView, NoQuery),
+    _do("POST /wallet/addresses", "address", "A fresh receiving address",
+        lambda ask: ask.wallet.address(ask.body), s.AddressView, s.AddressRequest, 201),
+    _get("/wallet/utxos", "utxos", "Unspent coins, largest first",
+         lambda ask: ask.wallet.utxos(), s.UtxoList, NoQuery),
+    _get("/wallet/history", "history", "Transactions, newest first",
+         lambda ask: ask.wallet.history(ask.query.limit), s.HistoryView, HistoryQuery),
+    _do("POST /wallet/send", "send", "Pay to an address",
+        lambda ask: ask.wallet.send(ask.body), s.SentView, s.SendRequest, 201),
+    _get("/peers", "peers", "Sessions and known nodes",
+         lambda ask: ask.services.peers.list(), s.PeerList, NoQuery),
+    _do("POST /peers", "peer_add", "Get to know a node",
+        lambda ask: ask.services.peers.add(ask.body), s.PeerView, s.PeerAdd, 201),
+    _get("/arbiters", "arbiters", "Arbiters that this node knows",
+         lambda ask: ask.services.arbiters.list(ask.query.currency, ask.query.method), s.ArbiterList, ArbiterQuery),
+    _do("POST /arbiters/announcement", "announce", "Announce this node's persona as an arbiter",
+        lambda ask: ask.services.arbiters.announce(ask.body), s.ArbiterView, s.AnnounceRequest, 201),
+    _get("/events", "events", "Events after a cursor, waiting for the first", _events, s.EventPage, EventQuery),
+)  # fmt: skip
+
+
+def check_id(text: str) -> str:
+    """The id in a path, in lower case. Raises msgspec.ValidationError."""
+    return convert(text.lower(), s.IdText)
