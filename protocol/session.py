@@ -108,7 +108,8 @@ class Settings:
     max_inbound_streams: int = 32
     """Open streams of the peer beyond which more are refused as BUSY; above MAX_STREAMS it has no effect."""
     max_inbound_bytes: int = 4_194_304
-    """Sum of the body limits, both ways, of the peer's open streams beyond which more are refused as BUSY."""
+    """What the peer's streams may make this side keep: requests until they are answered, and replies until they are
+    sent. Beyond it a stream is refused as BUSY."""
 
 
 class Connected(NamedTuple):
@@ -230,7 +231,7 @@ class Session:
         return self._streams.open(service, body, end=end, reply_limit=reply_limit)
 
     def send(self, stream: int, body: bytes, *, end: bool = False) -> None:
-        """Send more of this side's body, or the last of it. Raises SessionOver or StreamOver."""
+        """Send more of this side's body, or the last of it. Raises SessionOver, StreamOver or NoRoom."""
         self._check_not_over()
         self._streams.send(stream, body, end=end)
 
@@ -238,10 +239,10 @@ class Session:
         """Abandon a stream, with a ResetCode or an error's code below 65,536. No effect if it is over."""
         self._streams.reset(stream, code)
 
-    def consume(self, stream: int, size: int) -> None:
-        """Let the peer send `size` bytes more: those of a BodyReceived were dealt with."""
+    def consume(self, stream: int, size: int, *, kept: bool = False) -> None:
+        """Let the peer send `size` bytes more: those of a BodyReceived were dealt with, or are `kept` till the end."""
         if self._state is not _State.CLOSED:
-            self._streams.consume(stream, size)
+            self._streams.consume(stream, size, kept=kept)
 
     # The end.
 

@@ -7,7 +7,8 @@ sides agree on when a stream is over, and a side that breaks `MAX_STREAMS` can't
 
 Nothing here grows without bound at the peer's will. Frames are made when asked for (`next_plaintext`), so what a slow
 reader makes wait is one window update and one reset per stream, and the bodies that the local side handed in. What the
-peer may send is bounded by windows, by a body limit per service, and by the sum of the limits of its open streams.
+peer may send is bounded by windows, by a body limit per service, and by what all its streams together make this side
+keep: requests until they are answered, replies until they are sent.
 """
 
 from __future__ import annotations
@@ -82,6 +83,12 @@ class TooManyStreams(LocalError):
     code = 1203
 
 
+class NoRoom(LocalError):
+    """The peer leaves too many replies unread."""
+
+    code = 1205
+
+
 class BodyLimits(NamedTuple):
     """What one service takes and gives, in bytes of body."""
 
@@ -123,6 +130,7 @@ class _Stream:
         "announced",
         "end_wanted",
         "grant",
+        "held",
         "id",
         "outgoing",
         "queued",
@@ -130,7 +138,6 @@ class _Stream:
         "receive_limit",
         "receive_window",
         "received",
-        "reserved",
         "reset_code",
         "send_done",
         "send_window",
@@ -150,7 +157,7 @@ class _Stream:
         self.receive_window = STREAM_WINDOW
         self.receive_done = False
         self.grant = 0  # bytes consumed here that the peer was not told of yet
-        self.reserved = 0  # its share of the sum of body limits
+        self.held = 0  # bytes that it makes this side keep at the peer's will
         self.aborted = False  # reset by this side: what still arrives is dropped
         self.reset_code: int | None = None  # of a RESET that waits to be sent
         self.queued = False
@@ -182,7 +189,7 @@ class Streams:
         self._open: dict[int, _Stream] = {}
         self._own_count = 0
         self._peer_count = 0
-        self._reserved = 0
+        self._held = 0
         self._send_window = SESSION_WINDOW
         self._receive_window = SESSION_WINDOW
         self._unconsumed = 0
@@ -215,10 +222,19 @@ class Streams:
         return stream.id
 
     def send(self, stream_id: int, body: bytes, *, end: bool) -> None:
-        """Send more of this side's body. Raises StreamOver when it was ended, or the stream reset by either side."""
+        """Send more of this side's body. Raises StreamOver when it was ended, or the stream reset by either side.
+
+        Raises NoRoom, and resets the stream as BUSY, when a reply adds too much to what the peer leaves unread.
+        """
         stream = self._open.get(stream_id)
         if stream is None or stream.end_wanted or stream.aborted:
             raise StreamOver
+        if stream_id % 2 == self._next_peer % 2:
+            if self._held + len(body) > self._max_inbound_bytes:
+                self._abort(stream, ResetCode.BUSY)
+                raise NoRoom
+            stream.held += len(body)
+            self._held += len(body)
         self._push(stream, body, end=end)
 
     def reset(self, stream_id: int, code: int) -> None:
@@ -227,14 +243,21 @@ class Streams:
         if stream is not None and not stream.aborted:
             self._abort(stream, code)
 
-    def consume(self, stream_id: int, size: int) -> None:
-        """Allow the peer `size` more bytes, after as many from BodyReceived were dealt with. ValueError for more."""
+    def consume(self, stream_id: int, size: int, *, kept: bool) -> None:
+        """Allow the peer `size` more bytes, after as many from BodyReceived were taken. ValueError for more.
+
+        `kept`: they are still in memory, and count as what the peer makes this side keep until the stream is over.
+        """
         if not 0 <= size <= self._unconsumed:
             raise ValueError("more bytes consumed than received")
         self._unconsumed -= size
         self._grant += size
         stream = self._open.get(stream_id)
-        if stream is not None and not stream.receive_done:
+        if stream is None:
+            return
+        if not kept:
+            self._release(stream, min(size, stream.held))
+        if not stream.receive_done:
             before = stream.grant
             stream.grant += size
             if before < STREAM_WINDOW // 2 <= stream.grant:
@@ -285,14 +308,9 @@ class Streams:
         self._open[stream_id] = stream
         if limits is None:
             self._abort(stream, ResetCode.UNKNOWN_SERVICE)
-        elif (
-            self._peer_count > self._max_inbound_streams
-            or self._reserved + limits.request_bytes + limits.reply_bytes > self._max_inbound_bytes
-        ):
+        elif self._peer_count > self._max_inbound_streams:
             self._abort(stream, ResetCode.BUSY)
         else:
-            stream.reserved = limits.request_bytes + limits.reply_bytes
-            self._reserved += stream.reserved
             self._emit(StreamOpened(stream_id, service))
         self._take_body(stream, payload[_SERVICE.size :], end=end)
 
@@ -311,9 +329,11 @@ class Streams:
         stream.receive_window -= size
         self._receive_window -= size
         stream.received += size
-        if stream.received > stream.receive_limit and not stream.aborted:
-            self._emit(StreamReset(stream.id, ResetCode.TOO_LARGE, by_peer=False))
-            self._abort(stream, ResetCode.TOO_LARGE)
+        if not stream.aborted:
+            code = self._excess(stream, size)
+            if code is not None:
+                self._emit(StreamReset(stream.id, code, by_peer=False))
+                self._abort(stream, code)
         if end:
             stream.receive_done = True
         if not stream.aborted:
@@ -323,6 +343,18 @@ class Streams:
         else:
             self._grant += size
         self._settle(stream)
+
+    def _excess(self, stream: _Stream, size: int) -> ResetCode | None:
+        """Why `size` more bytes of body can't be taken, if they can't; else they are counted."""
+        if stream.received > stream.receive_limit:
+            return ResetCode.TOO_LARGE
+        if stream.id % 2 == self._next_own % 2:
+            return None  # an answer that was asked for, and has its limit
+        if self._held + size > self._max_inbound_bytes:
+            return ResetCode.BUSY
+        stream.held += size
+        self._held += size
+        return None
 
     def _on_reset(self, stream_id: int, payload: bytes) -> None:
         if len(payload) != _CODE.size:
@@ -406,6 +438,7 @@ class Streams:
             else:
                 stream.outgoing[0] = piece[room:]
                 piece = piece[:room]
+            self._release(stream, min(len(piece), stream.held))
             stream.send_window -= len(piece)
             self._send_window -= len(piece)
         stream.announced = True
@@ -438,10 +471,15 @@ class Streams:
 
     def _abort(self, stream: _Stream, code: int) -> None:
         stream.aborted = True
+        self._release(stream, stream.held)
         stream.outgoing.clear()
         stream.end_wanted = False
         stream.reset_code = code
         self._enqueue(stream)
+
+    def _release(self, stream: _Stream, size: int) -> None:
+        stream.held -= size
+        self._held -= size
 
     def _settle(self, stream: _Stream) -> None:
         """Forget a stream that is over."""
@@ -449,7 +487,7 @@ class Streams:
             return
         stream.reset_code = None
         del self._open[stream.id]
-        self._reserved -= stream.reserved
+        self._release(stream, stream.held)
         if stream.id % 2 == self._next_own % 2:
             self._own_count -= 1
         else:

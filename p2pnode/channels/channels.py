@@ -255,23 +255,30 @@ class Channels:
         loop = asyncio.get_running_loop()
         dial = _Dial(frozenset(addresses), loop.create_future())
         self._dials[peer] = dial
-        dial.task = loop.create_task(self._run_dial(peer, addresses, dial))
+        dial.task = loop.create_task(self._reach(peer, addresses))
+        # A callback, because a task that is cancelled before it began runs none of its own code.
+        dial.task.add_done_callback(lambda task: self._on_dialled(peer, dial, task))
         return dial
 
-    async def _run_dial(self, peer: NodeKey, addresses: Sequence[Address], dial: _Dial) -> None:
-        failure = f"{node_text(peer)} can't be reached"
+    async def _reach(self, peer: NodeKey, addresses: Sequence[Address]) -> None:
+        """Make a session with the peer; `connected` hears of it. Raises Unreachable."""
+        seconds = self._limits.dial_seconds
         try:
-            async with asyncio.timeout(self._limits.dial_seconds):
+            async with asyncio.timeout(seconds):
                 await self._race(peer, _interleaved(addresses))
-        except TimeoutError:
-            failure += f" within {self._limits.dial_seconds:.0f} seconds"
-        except (OSError, P2PError) as e:
-            failure += f": {e}"
-        finally:
-            del self._dials[peer]
-            if not dial.arrival.done():
-                dial.arrival.set_exception(Unreachable(failure))
-                dial.arrival.exception()  # its waiters may have given up
+        except TimeoutError as e:
+            raise Unreachable(f"{node_text(peer)} can't be reached within {seconds:g} seconds") from e
+
+    def _on_dialled(self, peer: NodeKey, dial: _Dial, task: asyncio.Task[None]) -> None:
+        """Tell those who wait, if no session came of it."""
+        del self._dials[peer]
+        error = Unreachable("this node is shutting down") if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, P2PError):
+            log.error("dialling failed", exc_info=error)
+            error = Unreachable()
+        if not dial.arrival.done():
+            dial.arrival.set_exception(error or Unreachable())
+            dial.arrival.exception()  # its waiters may have given up
 
     async def _race(self, peer: NodeKey, addresses: list[Address]) -> None:
         """Try addresses side by side, each a little after the one before, until one leads to the peer.
@@ -292,7 +299,7 @@ class Channels:
                         return attempt.result()
                     except (OSError, P2PError) as e:
                         reasons.append(str(e))
-            raise Unreachable("; ".join(reasons))
+            raise Unreachable(f"{node_text(peer)} can't be reached: {'; '.join(reasons)}")
         finally:
             for attempt in running:
                 attempt.cancel()

@@ -256,7 +256,7 @@ class Connection:
     def _on_event(self, event: Event) -> None:
         match event:
             case BodyReceived(stream, data, end):
-                self._session.consume(stream, len(data))
+                self._session.consume(stream, len(data), kept=True)
                 if stream in self._requests:
                     self._on_reply(stream, data, end=end)
                 elif stream in self._answers:

@@ -16,6 +16,7 @@ from protocol.streams import (
     STREAM_WINDOW,
     BodyLimits,
     BodyReceived,
+    NoRoom,
     ResetCode,
     StreamOpened,
     StreamOver,
@@ -200,14 +201,44 @@ class TestStreams:
         pair.pump()
         assert pair.exchange(b"again", b"yes") == b"yes"
 
-    def test_bodies_that_could_fill_memory_are_refused_as_busy(self) -> None:
-        pair = Pair(responder_settings=Settings(max_inbound_bytes=250), services={ECHO: BodyLimits(60, 40)})
-        streams = [pair.initiator.open_stream(ECHO, b"x", reply_limit=10) for _ in range(3)]
-        assert pair.pump()[0] == [StreamReset(streams[2], ResetCode.BUSY, by_peer=True)]
+    def test_requests_that_fill_memory_are_refused_as_busy(self) -> None:
+        pair = Pair(responder_settings=Settings(max_inbound_bytes=250), services={ECHO: BodyLimits(100, 40)})
+        streams = [pair.initiator.open_stream(ECHO, bytes(100), reply_limit=10) for _ in range(3)]
+        mine, theirs = pair.pump()
+        assert mine == [StreamReset(streams[2], ResetCode.BUSY, by_peer=True)]
+        for event in theirs:
+            if isinstance(event, BodyReceived):
+                pair.responder.consume(event.stream, len(event.data), kept=True)
+        assert pair.initiator.open_stream(ECHO, bytes(100), reply_limit=10)
+        assert len(pair.pump()[0]) == 1  # kept is kept
         for stream in streams[:2]:
             pair.responder.send(stream, b"", end=True)
         pair.pump()
-        assert pair.exchange(b"again", b"yes") == b"yes"
+        assert pair.exchange(bytes(100), b"yes") == b"yes"
+        assert pair.responder._streams._held == 0
+
+    def test_replies_that_nobody_reads_are_refused_as_busy(self) -> None:
+        pair = Pair(responder_settings=Settings(max_inbound_bytes=250), services={ECHO: BodyLimits(10, 240)})
+        first, second = (pair.initiator.open_stream(ECHO, b"x", reply_limit=240) for _ in range(2))
+        pair.pump()
+        pair.responder.send(first, bytes(240), end=True)
+        with pytest.raises(NoRoom):
+            pair.responder.send(second, bytes(240), end=True)
+        mine, _ = pair.pump()
+        assert mine == [BodyReceived(first, bytes(240), end=True), StreamReset(second, ResetCode.BUSY, by_peer=True)]
+        assert pair.exchange(b"", bytes(240)) == bytes(240)
+        assert pair.responder._streams._held == 0
+
+    def test_stream_of_any_length_passes_if_it_is_not_kept(self) -> None:
+        pair = Pair(responder_settings=Settings(max_inbound_bytes=10_000), services={ECHO: BodyLimits(10_000, 0)})
+        pair.responder._streams._services = {ECHO: BodyLimits(2**40, 0)}
+        stream = pair.initiator.open_stream(ECHO, end=False, reply_limit=0)
+        for _ in range(100):
+            pair.initiator.send(stream, bytes(5_000))
+            for event in pair.pump()[1]:
+                if isinstance(event, BodyReceived):
+                    pair.responder.consume(stream, len(event.data))
+        assert pair.responder.stream_count == 1
 
     def test_cancelled_request_ends_on_both_sides(self) -> None:
         pair = Pair()
