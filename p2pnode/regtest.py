@@ -148,6 +148,11 @@ class RegtestNode:
             self._cleanup()
         self._cleanup = self._process = None
 
+    def let_go(self) -> None:
+        """Leave bitcoind running: from here on it is the caller's to end, by its process id."""
+        if self._cleanup is not None:
+            self._cleanup.detach()
+
     async def __aenter__(self) -> Self:
         """Start."""
         return await self.start()
@@ -206,7 +211,7 @@ class RegtestNode:
                 stdout=console,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_follow(os.getpid()) if self._die_with_parent else None,  # noqa: PLW1509 - one system call, and no lock is taken in the child
+                preexec_fn=follow_parent(os.getpid()) if self._die_with_parent else None,  # noqa: PLW1509 - one system call, and no lock is taken in the child
             )
         self._cleanup = weakref.finalize(self, _end, self._process)
         self._cleanup.atexit = self._die_with_parent
@@ -387,8 +392,8 @@ def _free_ports(count: int) -> list[int]:
         return ports
 
 
-def _follow(parent: int) -> Callable[[], None] | None:
-    """Return what makes a child of `parent` end with it (Linux; elsewhere nothing)."""
+def follow_parent(parent: int) -> Callable[[], None] | None:
+    """Return a `preexec_fn` that makes a child of `parent` end with it (Linux; elsewhere nothing)."""
     libc = _LIBC
     if libc is None:
         return None
