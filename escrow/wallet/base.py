@@ -3,7 +3,7 @@
 Theory of operation. All coins sit in one BIP84 account (P2WPKH: the smallest inputs, and the only kind whose txid can't
 change once signed, which escrow funding needs). A coin that a trade may spend is *reserved*: the reservation names its
 holder (a trade id), lies in the node's own store, and outlives a restart. A reserved coin is never chosen for
-anything else and never signed for anyone but its holder. Only `release`, or its spend being confirmed, ends it.
+anything else and never signed for anyone but its holder. Only `release` ends it.
 
 Money that the wallet counts as spendable is confirmed; a coin that a reorganisation took out of the chain stops being
 so at once. Amounts are integer satoshis, fee rates integer satoshis per 1,000 vB.
@@ -12,20 +12,14 @@ so at once. Amounts are integer satoshis, fee rates integer satoshis per 1,000 v
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final, Protocol
+from typing import Protocol
 
 import msgspec
 
 from escrow.coins import OutPoint, TxOut
+from escrow.transactions import Witness
 from protocol.errors import Action, LocalError, UserError
 from protocol.types import FeeRate, Height, Network, Sats, Txid, UnixTime
-
-INPUT_WEIGHT: Final = 271
-"""Weight units of one P2WPKH input with a low-R signature: 4 * 41 and a witness of 107 bytes."""
-OUTPUT_WEIGHT: Final = 124
-"""Weight units of one P2WPKH output: 4 * 31."""
-DUST_LIMIT: Final = 294
-"""Satoshis under which nodes refuse to relay a P2WPKH output (Core's dust relay fee of 3,000 sat/kvB)."""
 
 
 class Balance(msgspec.Struct, frozen=True):
@@ -74,7 +68,8 @@ class SelectedInput(msgspec.Struct, frozen=True):
 class Selection(msgspec.Struct, frozen=True):
     """Coins for one party's share of a funding transaction.
 
-    sum(inputs) = target + fee + change.value, exactly; without a change output the excess is part of `fee`.
+    sum(inputs) = target + fee + change.value, exactly, as `escrow.funding` counts it; without a change output the
+    excess is part of `fee`.
     """
 
     holder: bytes
@@ -112,10 +107,6 @@ class Sent(msgspec.Struct, frozen=True):
     fee: Sats
 
 
-Witness = tuple[bytes, ...]
-"""The witness stack of one input, bottom first."""
-
-
 class ReservationStore(Protocol):
     """Where reservations are kept. Calls are made on the event loop's thread and are short.
 
@@ -133,10 +124,6 @@ class ReservationStore(Protocol):
 
     def remove(self, holder: bytes) -> None:
         """Forget what `holder` holds; nothing is fine."""
-        ...
-
-    def discard(self, outpoints: Sequence[OutPoint]) -> None:
-        """Forget these coins, whoever holds them: their spend is buried."""
         ...
 
 

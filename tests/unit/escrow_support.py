@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
+from hypothesis import strategies as st
+
 from escrow.coins import OutPoint, TxOut
 from escrow.funding import FundingPlan
 from escrow.hd import hash160
 from escrow.keys import arbiter_secret, make_keys, public_key
 from escrow.payout import PayoutPlan, sign_payout
 from escrow.script import Branch, Role
+from escrow.shares import targets
 from escrow.signatures import SIGHASH_ALL, sign_ecdsa, sign_schnorr
-from escrow.sizes import is_p2wpkh
+from escrow.sizes import P2TR_INPUT_WEIGHT, P2WPKH_INPUT_WEIGHT, fee, is_p2wpkh
 from escrow.transactions import Witness, build, p2wpkh_code, sighash_v0, sighash_v1, txid_of
-from protocol.contract import ArbiterTerms, Contract, FeeTerms, FundingInput, Party, contract_id
+from protocol.contract import MAX_INPUTS, ArbiterTerms, Contract, FeeTerms, FundingInput, Party, contract_id
 from protocol.offer import OfferRef
 from protocol.types import EscrowType, Network, Side
 
@@ -172,3 +175,48 @@ def sign_input(plan: FundingPlan, index: int, secret: bytes) -> Witness:
         return (sign_ecdsa(secret, sighash) + bytes([SIGHASH_ALL]), public_key(secret))
     # An x-only key stands for the point with even y; libsecp256k1 negates the secret where it has to.
     return (sign_schnorr(secret, sighash_v1(plan.unsigned, index, plan.spent)),)
+
+
+SCRIPTS = {"wpkh": p2wpkh, "tr": p2tr, "wsh": p2wsh}
+
+
+@st.composite
+def deals(draw: st.DrawFn) -> Deal:
+    """Any deal that a contract allows, with coins that cover it by a little or by a lot."""
+    amount = draw(st.integers(20_000, 100_000) | st.integers(20_000, 20_000_000_000))
+    highest = draw(st.integers(100, min(10_000_000, amount)))
+    fees = FeeTerms(draw(st.integers(100, 500_000)), draw(st.integers(100, highest)), highest)
+    both = draw(st.booleans())
+    part = st.integers(1, amount) | st.integers(1, 1_000)
+    kinds = st.sampled_from(sorted(SCRIPTS))
+    names = [f"{who} {what}" for who in ("buyer", "seller") for what in ("payout", "refund", "change")]
+    deal = Deal(
+        amount=amount,
+        buyer_deposit=draw(part) if both else 0,
+        seller_deposit=draw(st.just(0) | part),
+        escrow_type=draw(st.sampled_from(EscrowType)),
+        delay=draw(st.sampled_from((1, 16, 17, 127, 144, 1008, 32_768, 65_535))),
+        fees=fees,
+        arbiter_fee=draw(st.integers(0, amount // 10)),
+        backup_fee=draw(st.integers(0, amount // 10)),
+        scripts={name: SCRIPTS[draw(kinds)](fixed(name)) for name in names},
+    )
+    due = targets(deal.contract())
+    if both:
+        deal.buyer_coins = draw(_coins(due[Side.BUY], fees.funding, "buyer"))
+    deal.seller_coins = draw(_coins(due[Side.SELL], fees.funding, "seller"))
+    return deal
+
+
+@st.composite
+def _coins(draw: st.DrawFn, target: int, rate: int, who: str) -> tuple[Coin, ...]:
+    taproot = draw(st.lists(st.booleans(), min_size=1, max_size=MAX_INPUTS))
+    weight = sum(P2TR_INPUT_WEIGHT if t else P2WPKH_INPUT_WEIGHT for t in taproot)
+    # Around the point from which on a change output is worth its while, at it, and far beyond.
+    edge = fee(4 * 43, rate) + 330
+    slack = draw(st.integers(0, 2 * edge) | st.sampled_from((0, edge - 1, edge, edge + 1)) | st.integers(0, 10**9))
+    total = target + fee(weight, rate) + slack
+    first = total - (len(taproot) - 1)
+    return tuple(
+        coin(first if i == 0 else 1, (who, i), taproot=t, vout=draw(st.integers(0, 2))) for i, t in enumerate(taproot)
+    )
