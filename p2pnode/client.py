@@ -1,4 +1,4 @@
-"""The client of the local API: one method per route, typed, for the command line and for scripts.
+"""The client of the local API: one typed method per route, named like its operation in the OpenAPI document.
 
     async with Client.open(Path("~/.p2pnode/regtest").expanduser()) as node:
         print(await node.info())
@@ -115,19 +115,19 @@ class Client:
         """One offer."""
         return await self._get(f"/offers/{_id(offer)}", s.OfferView)
 
-    async def create_offer(self, draft: s.OfferDraft) -> s.OfferView:
+    async def offer_create(self, draft: s.OfferDraft) -> s.OfferView:
         """Publish an offer."""
         return await self._write("POST", "/offers", s.OfferView, draft)
 
-    async def edit_offer(self, offer: str, changes: s.OfferEdit) -> s.OfferView:
+    async def offer_edit(self, offer: str, changes: s.OfferEdit) -> s.OfferView:
         """Publish its next version."""
         return await self._write("PATCH", f"/offers/{_id(offer)}", s.OfferView, changes)
 
-    async def revoke_offer(self, offer: str) -> s.OfferView:
+    async def offer_revoke(self, offer: str) -> s.OfferView:
         """Withdraw it."""
         return await self._write("DELETE", f"/offers/{_id(offer)}", s.OfferView)
 
-    async def take_offer(self, offer: str, request: s.TakeRequest) -> s.TradeView:
+    async def offer_take(self, offer: str, request: s.TakeRequest) -> s.TradeView:
         """Begin a trade."""
         return await self._write("POST", f"/offers/{_id(offer)}/take", s.TradeView, request)
 
@@ -141,15 +141,15 @@ class Client:
         """One trade with its steps."""
         return await self._get(f"/trades/{_id(trade)}", s.TradeView)
 
-    async def pay(self, trade: str, note: str = "") -> s.TradeView:
+    async def trade_pay(self, trade: str, note: str = "") -> s.TradeView:
         """Buyer: declare the payment."""
         return await self._write("POST", f"/trades/{_id(trade)}/pay", s.TradeView, s.PayRequest(note=note))
 
-    async def release(self, trade: str) -> s.TradeView:
+    async def trade_release(self, trade: str) -> s.TradeView:
         """Seller: release the coins."""
         return await self._write("POST", f"/trades/{_id(trade)}/release", s.TradeView, s.Empty())
 
-    async def cancel(self, trade: str, reason: str = "") -> s.TradeView:
+    async def trade_cancel(self, trade: str, reason: str = "") -> s.TradeView:
         """Leave a trade that is not funded."""
         return await self._write("POST", f"/trades/{_id(trade)}/cancel", s.TradeView, s.CancelRequest(reason=reason))
 
@@ -179,7 +179,7 @@ class Client:
         """Sessions and known nodes."""
         return await self._get("/peers", s.PeerList)
 
-    async def add_peer(self, address: str) -> s.PeerView:
+    async def peer_add(self, address: str) -> s.PeerView:
         """Get to know a node."""
         return await self._write("POST", "/peers", s.PeerView, s.PeerAdd(address=address))
 

@@ -34,7 +34,7 @@ SECRET_NAMES: Final = frozenset(
 
 _NAMED: Final = re.compile(rf"(?i)\b(?:{'|'.join(sorted(SECRET_NAMES, key=len, reverse=True))})\b[\"']?\s*[:=]\s*")
 _BRACKETS: Final = {"(": ")", "[": "]", "{": "}"}
-_PROSE_END: Final = re.compile(r"[,;)\]}\n]")
+_PROSE_END: Final = re.compile(r"[;)\]}\n]")
 _VALUE_END: Final = re.compile(r"[,;)\]}\s]")
 _WORD: Final = re.compile(r"[A-Za-z]+")
 _GAP: Final = re.compile(r"[^A-Za-z]{1,8}")
@@ -111,7 +111,7 @@ def _mask_named(text: str) -> str:
 def _end_of_value(text: str, start: int) -> int:
     """Where the value that begins at `start` ends: its closing bracket or quote, else the next separator.
 
-    `name: value` is prose and runs on to a comma or the line's end; `name=value` ends at a space.
+    `name: value` is prose and runs on to a semicolon or the line's end; `name=value` ends at a space.
     """
     first = text[start : start + 1]
     if first in _BRACKETS:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Annotated, Any, Final, Generic, TypeVar
 
 from msgspec import Meta, Struct, convert
+from msgspec.structs import replace
 
 from p2pnode.api import schema as s
 from p2pnode.api.services import Offers, RoleMissing, Services, Trades, WalletService
@@ -59,13 +60,14 @@ class EventQuery(s.Request, frozen=True, kw_only=True):
 class Ask(Generic[Q, B]):
     """One request, parsed."""
 
-    def __init__(self, services: Services, item: str, query: Q, body: B, until: Until) -> None:
-        """`item` is the id in the path, empty where the path has none; `until` waits on behalf of the server."""
+    def __init__(self, services: Services, item: str, query: Q, body: B, *, until: Until, url: str) -> None:
+        """`item` is the id in the path, empty where the path has none; `until` waits for the server at `url`."""
         self.services = services
         self.item = item
         self.query = query
         self.body = body
         self.until = until
+        self.url = url
 
     @property
     def offers(self) -> Offers:
@@ -157,6 +159,10 @@ def _do(
     return _route(place, name, summary, call, answer, query=NoQuery, body=body, status=status)
 
 
+async def _info(ask: Ask[NoQuery, s.Empty]) -> s.NodeView:
+    return replace(await ask.services.node.info(), api=ask.url)
+
+
 async def _stop(ask: Ask[NoQuery, s.Empty]) -> s.StopView:
     await ask.services.node.stop()
     return s.StopView()
@@ -173,8 +179,7 @@ async def _events(ask: Ask[EventQuery, s.Empty]) -> s.EventPage:
 
 
 ROUTES: Final[tuple[Route, ...]] = (
-    _get("/info", "info", "Who this node is and how it does",
-         lambda ask: ask.services.node.info(), s.NodeView, NoQuery),
+    _get("/info", "info", "Who this node is and how it does", _info, s.NodeView, NoQuery),
     _do("POST /stop", "stop", "Shut the node down in order", _stop, s.StopView, s.Empty, 202),
     _get("/offers", "offers", "List the book, or one's own offers",
          lambda ask: ask.offers.find(ask.query), s.OfferPage, s.OfferFilter),

@@ -92,7 +92,6 @@ class NodeView(Response, frozen=True, kw_only=True):
     persona: str | None
     roles: tuple[str, ...]
     listen: tuple[str, ...]
-    api: str
     data_dir: str
     pid: int
     uptime_seconds: int
@@ -101,6 +100,8 @@ class NodeView(Response, frozen=True, kw_only=True):
     dht: DhtView
     open_trades: int
     open_offers: int
+    api: str = ""
+    """Where this API answers; the API itself fills it in."""
 
 
 class StopView(Response, frozen=True, kw_only=True):

@@ -40,9 +40,9 @@ from p2pnode.api.idempotent import Answer, Once
 from p2pnode.api.routes import PREFIX, ROUTES, Ask, EventQuery, Route, check_id
 from p2pnode.api.schema import Empty, Request
 from p2pnode.api.services import Services
+from p2pnode.config import ApiConfig
 from p2pnode.datadir import DataDir
 from protocol.errors import P2PError
-from protocol.types import Network
 
 BODY_LIMIT: Final = 128 * 1024
 MAX_STREAMS: Final = 16
@@ -67,16 +67,15 @@ logger = logging.getLogger(__name__)
 class ApiServer:
     """The API of one node, on one loopback port."""
 
-    def __init__(self, services: Services, folder: DataDir, network: Network, version: str) -> None:
-        """Make the application; `start` opens the port and writes the login into `folder`."""
+    def __init__(self, services: Services, config: ApiConfig, folder: DataDir) -> None:
+        """Take what `start` needs: the services, where to listen, and the folder that gets the login."""
         self._services = services
+        self._config = config
         self._folder = folder
-        self._network = network
-        self._version = version
         self._once = Once(services.idempotency)
         self._token = endpoint.new_token()
         self._expected = endpoint.basic(self._token).encode()
-        self._openapi = msgspec.json.encode(openapi.document(version))
+        self._openapi = b""
         self._stopping = asyncio.Event()
         self._sockets: set[web.WebSocketResponse] = set()
         self._runner: web.AppRunner | None = None
@@ -84,8 +83,11 @@ class ApiServer:
         """Where it answers, once started: `http://127.0.0.1:port`."""
         log.protect(self._token)
 
-    async def start(self, host: str, port: int) -> None:
-        """Listen, then publish where. Port 0 takes any free one. Raises AddressUnavailable, DiskError."""
+    async def start(self) -> None:
+        """Listen, then publish where. Raises AddressUnavailable, DiskError and what `Node.info` raises."""
+        host, port = self._config.host, self._config.port
+        node = await self._services.node.info()
+        self._openapi = msgspec.json.encode(openapi.document(node.version))
         runner = web.AppRunner(self.application(), access_log=None, handle_signals=False, shutdown_timeout=2.0)
         await runner.setup()
         try:
@@ -96,7 +98,7 @@ class ApiServer:
         self._runner = runner
         bound_host, bound_port = runner.addresses[0][:2]
         self.url = f"http://[{bound_host}]:{bound_port}" if ":" in bound_host else f"http://{bound_host}:{bound_port}"
-        here = endpoint.Endpoint(self.url, os.getpid(), self._network.name.lower(), self._version)
+        here = endpoint.Endpoint(self.url, os.getpid(), node.network, node.version)
         try:
             endpoint.publish(self._folder, here, self._token)
         except BaseException:
@@ -172,7 +174,7 @@ class ApiServer:
             item = _parse_id(request.match_info.get("id", ""))
             raw = await request.read()
             body = _parse_body(request, raw, route.body)
-            ask: Ask[Any, Any] = Ask(self._services, item, query, body, self._until)
+            ask: Ask[Any, Any] = Ask(self._services, item, query, body, until=self._until, url=self.url)
             if not route.writes:
                 return _respond(route.status, msgspec.json.encode(await route.call(ask)))
 
