@@ -59,7 +59,7 @@ class ForgedMessage(PeerViolation):
 class NonceExhausted(LocalError):
     """The channel has encrypted as much as one key may; open a new one."""
 
-    code = 1201
+    code = 1401
 
 
 class KeyPair(NamedTuple):

@@ -88,7 +88,7 @@ class PingAbuse(PeerViolation):
 class SessionOver(LocalError):
     """The session with the peer has ended."""
 
-    code = 1204
+    code = 1404
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,19 +74,19 @@ class WindowOverrun(PeerViolation):
 class StreamOver(LocalError):
     """The exchange with the peer has ended."""
 
-    code = 1202
+    code = 1402
 
 
 class TooManyStreams(LocalError):
     """There are too many exchanges with this peer at once."""
 
-    code = 1203
+    code = 1403
 
 
 class NoRoom(LocalError):
     """The peer leaves too many replies unread."""
 
-    code = 1205
+    code = 1405
 
 
 class BodyLimits(NamedTuple):

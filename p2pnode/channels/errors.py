@@ -8,7 +8,7 @@ from protocol.errors import Action, LocalError, P2PError, PeerRefusal, UserError
 class Unreachable(LocalError):
     """The peer can't be reached now."""
 
-    code = 1210
+    code = 1410
     action = Action.RETRY
 
     def __init__(self, detail: str | None = None, *, maybe_received: bool = False) -> None:
@@ -20,20 +20,20 @@ class Unreachable(LocalError):
 class NotTaken(Unreachable):
     """The session ended before the peer saw the request, which can be made on another one."""
 
-    code = 1213
+    code = 1413
 
 
 class TimedOut(LocalError):
     """The peer did not answer in time; whether it acted on the request is not known."""
 
-    code = 1211
+    code = 1411
     action = Action.RETRY
 
 
 class PeerUnable(P2PError):
     """The peer is too busy, or failed for reasons of its own; the same request may succeed later."""
 
-    code = 1212
+    code = 1412
     action = Action.RETRY
 
     def __init__(self, peer_code: int, detail: str | None = None) -> None:
@@ -56,4 +56,4 @@ class PeerRefused(PeerRefusal):
 class CannotListen(UserError):
     """The address to listen on can't be used."""
 
-    code = 3210
+    code = 3410

@@ -148,6 +148,17 @@ class TestStreams:
         rest = [e for e in pair.pump()[1] if isinstance(e, BodyReceived)]
         assert {e.stream for e in received + rest if e.end} == set(streams)
 
+    def test_streams_that_waited_for_the_sessions_window_alone_go_on(self) -> None:
+        """None of the nine streams has used half its own window, so only the session's WINDOW can wake them."""
+        pair = Pair(services={ECHO: BodyLimits(130_000, 0)})
+        streams = [pair.initiator.open_stream(ECHO, bytes(130_000), reply_limit=0) for _ in range(9)]
+        received = [e for e in pair.pump()[1] if isinstance(e, BodyReceived)]
+        assert sum(len(e.data) for e in received) == SESSION_WINDOW < 9 * 130_000
+        for event in received:
+            pair.responder.consume(event.stream, len(event.data))
+        rest = [e for e in pair.pump()[1] if isinstance(e, BodyReceived)]
+        assert {e.stream for e in received + rest if e.end} == set(streams)
+
     def test_window_is_returned_even_after_the_stream_is_over(self) -> None:
         pair = Pair()
         for _ in range(3 * SESSION_WINDOW // 200_000):
