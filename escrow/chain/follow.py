@@ -23,7 +23,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from escrow.chain.base import BackendUnreachable, BlockRef, WatchRequest
+from escrow.chain.base import BackendUnreachable, BlockRef, ChainBackend, WatchRequest
 from escrow.chain.blocks import ParsedTx, match_block
 from escrow.chain.watchbook import WatchBook
 from escrow.coins import OutPoint
@@ -81,6 +81,21 @@ class ChainFollower(Protocol):
 
     def settled(self, tip: BlockRef, *, new_tip: bool = False) -> None:
         """All of it was told; `tip` is where the chain ends."""
+        ...
+
+
+class FollowedChain(ChainBackend, Protocol):
+    """A backend that also tells whole followers, such as a wallet's ledger."""
+
+    async def follow(self, follower: ChainFollower, from_height: int) -> None:
+        """Tell `follower` the chain since the last block that it knows, or `from_height`, and all from now on.
+
+        Raises BlocksPruned.
+        """
+        ...
+
+    def unfollow(self, follower: ChainFollower) -> None:
+        """Tell it no more."""
         ...
 
 
