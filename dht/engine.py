@@ -10,30 +10,29 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from statistics import median_low
-from typing import Final, assert_never
+from typing import Final
 
 from kademlia.node import Node
 
 from dht import messages
-from dht.contact import ID_BITS, Address, Contact, Scope, group_of, intern_contact, node_id, pack_address
-from dht.errors import BadContact, BadPacket, InvalidRecord
+from dht.contact import ID_BITS, Address, Contact, Scope, intern_contact, node_id
+from dht.desk import Desk
+from dht.errors import BadContact, BadPacket
 from dht.lookup import Lookup
-from dht.messages import Op, Reply, Request, Status
+from dht.messages import Op, Reply
 from dht.records import Record, Registry
 from dht.routing import Table
 from dht.rpc import Asker, Call, Limits, Peer, Rng, Rpc
-from dht.search import INLINE_STORE, FindNodes, Found, GetValue, PutResult, PutValue, Search
+from dht.search import FindNodes, Found, GetValue, PutResult, PutValue, Search
 from dht.storage import Outcome, Put, Storage
 from dht.upkeep import Upkeep
+from dht.watch import Watchers, Watching
 
 OPERATION_LIMIT_S: Final = 10.0
 """An operation ends at the latest after this time, with what it has."""
 TABLE_S: Final = 5.0
 """A node that is heard moves up in its bucket at most this often."""
 SAMPLES: Final = 16
-CONTACTS_WITH_RECORDS: Final = 3
-MAX_UPLOADS: Final = 64
-"""Records of more than one datagram that are being received at once: half a megabyte at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +74,20 @@ class Engine:
         self.offset = 0.0
         self.own_id = node_id(rpc.key.public)
         self.table = Table(
-            Node(self.own_id), bucket_size=config.bucket_size, digit_bits=config.digit_bits, exempt=self._exempt
+            Node(self.own_id), bucket_size=config.bucket_size, digit_bits=config.digit_bits, exempt=self.exempt
         )
         self.observed: deque[tuple[str, int]] = deque(maxlen=8)
         """Addresses that other nodes say we have."""
         self._searches: dict[Search, float] = {}
         self._pinging: set[bytes] = set()
-        self._uploads: dict[bytes, tuple[bytes, bytearray]] = {}
         self._reaches: deque[int] = deque(maxlen=SAMPLES)
         self._reach: int | None = None
         self._edge: int | None = None
         self.upkeep = Upkeep(self)
-        rpc.server = self
+        self.watchers = Watchers(self)
+        self.watching = Watching(self)
+        self.desk = Desk(self)
+        rpc.server = self.desk
 
     # -- what the driver calls ---------------------------------------------------------------------------------
 
@@ -112,6 +113,13 @@ class Engine:
             elif until <= now:
                 del self._searches[search]
                 search.expire(now)
+
+    def step(self, now: float) -> None:
+        """Chores; call about once per second."""
+        self.storage.expire(self.unix(now))
+        self.upkeep.step(now)
+        self.watching.step(now)
+        self.watchers.expire(now)
 
     def unix(self, now: float) -> int:
         """Unix seconds at monotonic `now`."""
@@ -158,7 +166,7 @@ class Engine:
     ) -> Lookup:
         number = int.from_bytes(target, "big")
         count = max(2 * self.config.k, paths * self.config.k)
-        known = self.table.closest(number, count, self._is_late if self.rpc.late else None, named=True)
+        known = self.table.closest(number, count, self.is_late if self.rpc.late else None, named=True)
         return Lookup(
             number,
             [*known, *seeds],
@@ -167,7 +175,7 @@ class Engine:
             alpha=alpha,
             paths=paths,
             reach=self.reach() if len(self.table) >= 2 * self.config.k else 0,
-            exempt=self._exempt,
+            exempt=self.exempt,
         )
 
     def lookup(self, target: bytes) -> Lookup:
@@ -253,42 +261,17 @@ class Engine:
             self._reaches.append(closest[lookup.k - 1].long_id ^ lookup.target)
             self._reach = None
 
-    def _is_late(self, contact: Contact) -> bool:
+    def is_late(self, contact: Contact) -> bool:
+        """Whether a node owes an answer."""
         return contact.key in self.rpc.late
 
-    def _exempt(self, contact: Contact) -> bool:
+    def exempt(self, contact: Contact) -> bool:
+        """Whether address limits do not apply to a contact."""
         return contact.scope is not Scope.GLOBAL and not self.config.count_local
 
-    # -- answering (rpc.Server) --------------------------------------------------------------------------------
+    # -- what answering needs (desk.Desk) ------------------------------------------------------------------------
 
-    def serve(
-        self, request: Request, peer: Peer, address: Address, *, proved: bool, room: int, now: float
-    ) -> bytes | None:
-        """Status ‖ body of the answer to a request that authenticated."""
-        if not request.flags & messages.CLIENT:
-            self._welcome(peer, address, proved=proved, now=now)
-        if self.config.client:
-            return None
-        match request.op:
-            case Op.PING:
-                return b"\0" + pack_address(address[0], address[1])
-            case Op.FIND_NODE:
-                target, want = messages.target_of(request.data)
-                return b"\0" + self._contacts(target, want, peer, room - 1)
-            case Op.FIND_VALUE:
-                return self._serve_value(request, peer, room, now)
-            case Op.STORE:
-                return self._serve_store(request, peer, address, proved=proved, room=room, now=now)
-            case Op.STORE_PART:
-                return self._serve_part(request, peer, address, proved=proved, room=room, now=now)
-            case Op.FETCH_PART:
-                topic, tag, offset = messages.fetch_of(request.data)
-                part = (self.storage.get(topic, tag) or b"")[offset : offset + min(messages.PART_BYTES, room - 3)]
-                return b"\0" + len(part).to_bytes(2, "big") + part
-            case _:
-                return bytes((Status.UNSUPPORTED,))
-
-    def _welcome(self, peer: Peer, address: Address, *, proved: bool, now: float) -> None:
+    def welcome(self, peer: Peer, address: Address, *, proved: bool, now: float) -> None:
         """A node asked us something. It enters the table once it has proved to receive at its address."""
         contact = peer.contact
         if contact.address != address:
@@ -342,95 +325,12 @@ class Engine:
         else:
             self.lost(contact, now)
 
-    def _contacts(self, target: bytes, want: int, peer: Peer, room: int) -> bytes:
-        want = max(0, min(want, (room - 1) // 39))
-        if not want:
-            return b"\0"
-        found = self.table.closest(int.from_bytes(target, "big"), want + 1, self._is_late if self.rpc.late else None)
-        asker = peer.contact.id
-        found = [c for c in found if c.id != asker][:want]
-        while found and sum(len(c.packed) for c in found) > room - 1:
-            found.pop()
-        return messages.contacts_body(found)
-
-    def _serve_value(self, request: Request, peer: Peer, room: int, now: float) -> bytes:
-        topic, want = messages.target_of(request.data)
-        after, known = messages.cursor_of(request.data)
-        total = self.storage.total(topic)
-        if not total:
-            return (
-                b"\0"
-                + messages.value_body(0, bytes(8), more=False, records=[], large=[])
-                + self._contacts(topic, want, peer, room - 14)
-            )
-        digest = self.storage.digest(topic)
-        if known == digest and known != messages.FIRST:
-            self.upkeep.checked(topic, now)
-            head = messages.value_body(total, digest, more=False, records=[], large=[])
-            return bytes((Status.UNCHANGED,)) + head + self._contacts(topic, want, peer, room - 14)
-        records, large, more = self.storage.page(topic, after, room - 15, self.unix(now), INLINE_STORE)
-        head = messages.value_body(total, digest, more=more, records=records, large=large)
-        # Who holds the topic is near it, and so are those it knows: a few are enough to go on from.
-        return b"\0" + head + self._contacts(topic, min(want, CONTACTS_WITH_RECORDS), peer, room - 1 - len(head))
-
-    def _serve_store(
-        self, request: Request, peer: Peer, address: Address, *, proved: bool, room: int, now: float
-    ) -> bytes:
-        if not proved:
-            return bytes((Status.BAD_TOKEN,)) + b"\0"
-        topic, want = messages.target_of(request.data)
-        return self._keep(topic, messages.record_of(request.data), want, peer, address, room, now)
-
-    def _serve_part(
-        self, request: Request, peer: Peer, address: Address, *, proved: bool, room: int, now: float
-    ) -> bytes:
-        """Collect a record that is larger than a datagram. Parts come in order; one upload per peer."""
-        if not proved:
-            return bytes((Status.BAD_TOKEN,)) + b"\0"
-        topic, _ = messages.target_of(request.data)
-        name, size, offset, part = messages.store_part_of(request.data)
-        if size > self.registry.max_bytes:
-            return bytes((Status.INVALID,)) + b"\0"
-        key = peer.contact.key
-        if offset == 0:
-            if key not in self._uploads and len(self._uploads) >= MAX_UPLOADS:
-                del self._uploads[next(iter(self._uploads))]
-            self._uploads[key] = (name, bytearray())
-        expected, buffer = self._uploads.get(key, (b"", bytearray()))
-        if expected != name or offset > len(buffer):
-            return bytes((Status.BUSY,)) + b"\0"
-        if offset == len(buffer):
-            buffer += part
-        if len(buffer) < size:
-            return b"\0\0"
-        del self._uploads[key]
-        return self._keep(topic, bytes(buffer), 0, peer, address, room, now)
-
-    def _keep(self, topic: bytes, raw: bytes, want: int, peer: Peer, address: Address, room: int, now: float) -> bytes:
-        try:
-            record = self.registry.check(raw, topic, self.unix(now))
-        except InvalidRecord:
-            return bytes((Status.INVALID,)) + self._contacts(topic, want, peer, room - 1)
-        put = self.keep(topic, record, group_of(address[0]), now)
-        contacts = self._contacts(topic, want, peer, room - 1)
-        match put.outcome:
-            case Outcome.STORED | Outcome.SAME:
-                return b"\0" + contacts
-            case Outcome.FULL:
-                return bytes((Status.FULL,)) + contacts
-            case Outcome.OLDER:
-                standing = put.standing or b""
-                if len(standing) > room - 3 - len(contacts):
-                    standing = b""
-                return bytes((Status.OLDER,)) + contacts + len(standing).to_bytes(2, "big") + standing
-            case _:
-                assert_never(put.outcome)
-
     def keep(self, topic: bytes, record: Record, group: bytes, now: float) -> Put:
         """Keep a checked record here."""
         put = self.storage.put(topic, record, self.registry.rules(record.envelope.kind), group, self.unix(now))
         if put.outcome is Outcome.STORED:
             self.upkeep.stored(topic, now)
+            self.watchers.changed(topic, record, now)
         return put
 
 

@@ -30,11 +30,13 @@ from dht.contact import (
 )
 from dht.engine import Engine, EngineConfig
 from dht.errors import BadContact, BadNodeKey, InvalidRecord, NoPeers, RecordRejected
-from dht.records import RecordKind, Registry
-from dht.rpc import Rng, Rpc
+from dht.records import Record, RecordKind, Registry
+from dht.rpc import Asker, Call, Rng, Rpc
 from dht.search import Found, PutResult
 from dht.storage import Storage
+from dht.stream import Stream, serve_stream
 from dht.udp import Transport, UdpTransport
+from dht.watch import Watch
 from protocol.errors import P2PError
 from protocol.identity import SigningKey
 from protocol.types import Network
@@ -168,7 +170,7 @@ class DhtNode:
         self._transport = (
             transport(self._received) if transport else UdpTransport(self.config.host, self.config.port, self._received)
         )
-        self.engine.offset = self._clock.unix() - self._now()
+        self.engine.offset = self._clock.unix() - self.now()
         self._load()
         self._housekeep()
 
@@ -176,14 +178,14 @@ class DhtNode:
         """Bring back what the disk holds."""
         if self.storage.disk is None:
             return
-        now = self.engine.unix(self._now())
+        now = self.engine.unix(self.now())
         for topic, raw, group, stored_at in list(self.storage.disk.load(now)):
             try:
                 record = self.engine.registry.trust(raw, topic, now)
             except InvalidRecord:
                 continue  # the rules of its kind have changed
             self.storage.load(topic, record, group, stored_at)
-            self.engine.upkeep.stored(topic, self._now())
+            self.engine.upkeep.stored(topic, self.now())
 
     async def close(self) -> None:
         """Stop listening; what is out is abandoned. What is stored is flushed."""
@@ -229,6 +231,20 @@ class DhtNode:
                 await self._find(spot.to_bytes(20, "big"))
         return len(self.engine.table)
 
+    async def meet(self, seed: Seed) -> Contact | None:
+        """Get to know one node; None when nobody answers there, or another than `seed` names.
+
+        It enters the routing table if there is room for it.
+        """
+        met = await self._contact_of(Seed(seed.host, seed.port))
+        if met is None or (seed.key is not None and met.key != seed.key):
+            return None
+        began = self._clock.monotonic()
+        # A search for a node's own id asks that node first; only an authenticated answer counts as heard.
+        await self._find(met.id, [met])
+        peer = self.engine.peer_of(met)
+        return met if peer is not None and peer.heard_at >= began else None
+
     # -- records -----------------------------------------------------------------------------------------------
 
     async def put(self, topic: bytes, record: Envelope, *, quorum: int | None = None, keep: bool = True) -> PutResult:
@@ -237,7 +253,7 @@ class DhtNode:
         Returns at a quorum of acknowledgements. Raises RecordRejected when the record would not be accepted anywhere.
         A deletion is the put of a tombstone (a revocation).
         """
-        now = self._now()
+        now = self.now()
         try:
             checked = self.engine.check(record.raw, topic, now)
         except P2PError as e:
@@ -261,9 +277,29 @@ class DhtNode:
         on disjoint paths, each with its own share of the known nodes.
         """
         future: asyncio.Future[Found] = self._running().create_future()
-        self.engine.get(topic, _resolver(future), self._now(), quorum=quorum, paths=paths)
+        self.engine.get(topic, _resolver(future), self.now(), quorum=quorum, paths=paths)
         self._arm()
         return await future
+
+    def watch(
+        self,
+        topic: bytes,
+        on_record: Callable[[Record], None],
+        on_digest: Callable[[Contact, bytes, int], None] = lambda *_: None,
+    ) -> Callable[[], None]:
+        """Have holders push what changes under a topic; returns the function that ends it.
+
+        `on_record` gets each pushed record, verified, possibly twice. `on_digest` gets what a holder says of the whole
+        topic about every 25 seconds: (holder, digest, records), zeros for none.
+        """
+        watch = Watch(self.engine, topic, on_record, on_digest)
+        self.engine.watching.add(watch, self.now())
+        self._arm()
+
+        def end() -> None:
+            self.engine.watching.remove(watch)
+
+        return end
 
     async def find_nodes(self, target: bytes) -> list[Contact]:
         """The live nodes closest to a 20-byte id, closest first."""
@@ -271,7 +307,7 @@ class DhtNode:
 
     async def _find(self, target: bytes, seeds: Iterable[Contact] = ()) -> list[Contact]:
         future: asyncio.Future[list[Contact]] = self._running().create_future()
-        self.engine.find(target, _resolver(future), self._now(), seeds)
+        self.engine.find(target, _resolver(future), self.now(), seeds)
         self._arm()
         return await future
 
@@ -304,8 +340,23 @@ class DhtNode:
 
     # -- driving the engine ------------------------------------------------------------------------------------
 
-    def _now(self) -> float:
+    def now(self) -> float:
+        """Monotonic seconds, as the engine counts them."""
         return self._clock.monotonic()
+
+    def unix(self) -> int:
+        """Unix seconds."""
+        return self.engine.unix(self.now())
+
+    def ask(self, contact: Contact, op: int, body: bytes, asker: Asker) -> Call | None:
+        """Put one question to one node; None when the contact is not usable."""
+        call = self.engine.ask(contact, op, body, asker, self.now())
+        self._arm()
+        return call
+
+    async def serve_stream(self, stream: Stream) -> None:
+        """Answer another node that synchronises over a stream (a channel that it opened)."""
+        await serve_stream(stream, self.storage, self.unix)
 
     def _running(self) -> asyncio.AbstractEventLoop:
         if self._loop is None or self._transport is None:
@@ -333,19 +384,18 @@ class DhtNode:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = deadline
-        self._timer = self._loop.call_later(max(0.0, deadline - self._now()), self._tick)
+        self._timer = self._loop.call_later(max(0.0, deadline - self.now()), self._tick)
 
     def _tick(self) -> None:
         self._timer = None
-        self.engine.tick(self._now())
+        self.engine.tick(self.now())
         self._arm()
 
     def _housekeep(self) -> None:
-        now = self._now()
+        now = self.now()
         self.engine.offset = self._clock.unix() - now
-        self.storage.expire(self.engine.unix(now))
+        self.engine.step(now)
         self.storage.flush()
-        self.engine.upkeep.step(now)
         self._arm()
         self._housekeeper = self._running().call_later(HOUSEKEEPING_S, self._housekeep)
 
@@ -364,7 +414,7 @@ class DhtNode:
         key = seed.key
         if key is None:
             future: asyncio.Future[bytes | None] = loop.create_future()
-            self.engine.rpc.hello((host, seed.port), _resolver(future), self._now())
+            self.engine.rpc.hello((host, seed.port), _resolver(future), self.now())
             self._arm()
             key = await future
         if key is None:

@@ -7,12 +7,14 @@ deep a market is sharded is read off the answers (`dht.market`), never announced
 
 from __future__ import annotations
 
+from functools import lru_cache
 from hashlib import blake2b
+from typing import Final
 
 from dht.contact import ID_BYTES
 from protocol.types import Network, Side
 
-MAX_SHARD_BITS = 8
+MAX_SHARD_BITS: Final = 8
 
 
 def topic(name: bytes, network: Network, *parts: bytes) -> bytes:
@@ -24,6 +26,7 @@ def topic(name: bytes, network: Network, *parts: bytes) -> bytes:
     return h.digest()
 
 
+@lru_cache(maxsize=4_096)
 def offers_topic(network: Network, currency: str, side: Side, shard: tuple[int, int] = (0, 0)) -> bytes:
     """The topic of one shard of a market. `shard`: (bits, prefix), (0, 0) for the undivided market."""
     bits, prefix = shard
@@ -39,7 +42,13 @@ def shard_of(offer_id: bytes, bits: int) -> tuple[int, int]:
 
 def offer_topics(network: Network, currency: str, side: Side, offer_id: bytes) -> tuple[bytes, ...]:
     """Every topic that an offer may be stored under, the undivided market first: for its validator."""
-    return tuple(offers_topic(network, currency, side, shard_of(offer_id, bits)) for bits in range(MAX_SHARD_BITS + 1))
+    return _topics_of(network, currency, side, offer_id[0])
+
+
+@lru_cache(maxsize=8_192)
+def _topics_of(network: Network, currency: str, side: Side, first: int) -> tuple[bytes, ...]:
+    one = bytes([first])
+    return tuple(offers_topic(network, currency, side, shard_of(one, bits)) for bits in range(MAX_SHARD_BITS + 1))
 
 
 def contact_topic(network: Network, persona: bytes) -> bytes:

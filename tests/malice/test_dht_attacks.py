@@ -276,7 +276,7 @@ async def test_a_node_that_lies_about_the_closest_can_not_hide_a_record(net: Net
     for i in (2, 5, 8, 11):
         engine = net.nodes[i].engine
         names = [Contact(rng.randbytes(32), f"127.{rng.randrange(100, 250)}.{j}.1", 9) for j in range(6)]
-        engine._serve_value = lambda *_, names=names: (  # type: ignore[method-assign]
+        engine.desk._value = lambda *_, names=names: (  # type: ignore[method-assign]
             b"\0" + messages.value_body(0, bytes(8), more=False, records=[], large=[]) + messages.contacts_body(names)
         )
     for i in (0, 3, 4, 6, 7, 9, 10, 12, 13):
@@ -288,7 +288,7 @@ async def test_a_poisoned_answer_of_one_holder_does_not_break_the_read(net: Net)
     await net.nodes[1].put(TOPIC, record, quorum=8)
     holder = next(n for n in net.nodes if n.storage.total(TOPIC))
     poisoned = record.raw[:-1] + bytes([record.raw[-1] ^ 1])
-    holder.engine._serve_value = lambda *_: (  # type: ignore[method-assign]
+    holder.engine.desk._value = lambda *_: (  # type: ignore[method-assign]
         b"\0" + messages.value_body(1, bytes(8), more=False, records=[poisoned], large=[]) + b"\0"
     )
     for node in net.nodes:

@@ -1,0 +1,151 @@
+"""What a node answers to requests: Kademlia's four, parts of large records, watching. No I/O, no clock.
+
+An answer never exceeds the room it is given: three times the request for an address that has not proved itself, one
+datagram for one that has. Only a proved address may make this node keep anything.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, assert_never
+
+from dht import messages
+from dht.contact import Address, group_of, pack_address
+from dht.errors import InvalidRecord
+from dht.messages import Op, Request, Status
+from dht.rpc import Peer
+from dht.search import INLINE_STORE
+from dht.storage import Outcome
+
+if TYPE_CHECKING:
+    from dht.engine import Engine
+
+CONTACTS_WITH_RECORDS: Final = 3
+MAX_UPLOADS: Final = 64
+"""Records of more than one datagram that are being received at once: half a megabyte at most."""
+
+_WRITES: Final = frozenset((Op.STORE, Op.STORE_PART, Op.WATCH))
+
+
+class Desk:
+    """Answers for one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._uploads: dict[bytes, tuple[bytes, bytearray]] = {}
+
+    def serve(
+        self, request: Request, peer: Peer, address: Address, *, proved: bool, room: int, now: float
+    ) -> bytes | None:
+        """Status ‖ body of the answer to a request that authenticated."""
+        engine = self._engine
+        if not request.flags & messages.CLIENT:
+            engine.welcome(peer, address, proved=proved, now=now)
+        if request.op == Op.NOTIFY:
+            return engine.watching.pushed(request, now)
+        if engine.config.client:
+            return None
+        if request.op in _WRITES:
+            if not proved:
+                return bytes((Status.BAD_TOKEN, 0))
+            return self._write(request, peer, address, room, now)
+        return self._read(request, peer, address, room, now)
+
+    def _read(self, request: Request, peer: Peer, address: Address, room: int, now: float) -> bytes:
+        match request.op:
+            case Op.PING:
+                return b"\0" + pack_address(address[0], address[1])
+            case Op.FIND_NODE:
+                target, want = messages.target_of(request.data)
+                return b"\0" + self._contacts(target, want, peer, room - 1)
+            case Op.FIND_VALUE:
+                return self._value(request, peer, room, now)
+            case Op.FETCH_PART:
+                topic, tag, offset = messages.fetch_of(request.data)
+                raw = self._engine.storage.get(topic, tag) or b""
+                part = raw[offset : offset + min(messages.PART_BYTES, room - 3)]
+                return b"\0" + len(part).to_bytes(2, "big") + part
+            case _:
+                return bytes((Status.UNSUPPORTED,))
+
+    def _write(self, request: Request, peer: Peer, address: Address, room: int, now: float) -> bytes:
+        topic, want = messages.target_of(request.data)
+        match request.op:
+            case Op.STORE:
+                return self._keep(topic, messages.record_of(request.data), want, peer, address, room, now)
+            case Op.WATCH:
+                return self._engine.watchers.serve(topic, peer, address, now)
+            case _:
+                return self._part(topic, request, peer, address, room, now)
+
+    def _contacts(self, target: bytes, want: int, peer: Peer, room: int) -> bytes:
+        want = max(0, min(want, (room - 1) // 39))
+        if not want:
+            return b"\0"
+        engine = self._engine
+        skip = engine.is_late if engine.rpc.late else None
+        found = engine.table.closest(int.from_bytes(target, "big"), want + 1, skip)
+        asker = peer.contact.id
+        found = [c for c in found if c.id != asker][:want]
+        while found and sum(len(c.packed) for c in found) > room - 1:
+            found.pop()
+        return messages.contacts_body(found)
+
+    def _value(self, request: Request, peer: Peer, room: int, now: float) -> bytes:
+        topic, want = messages.target_of(request.data)
+        after, known = messages.cursor_of(request.data)
+        total = self._engine.storage.total(topic)
+        if not total:
+            return (
+                b"\0"
+                + messages.value_body(0, bytes(8), more=False, records=[], large=[])
+                + self._contacts(topic, want, peer, room - 14)
+            )
+        digest = self._engine.storage.digest(topic)
+        if known == digest and known != messages.FIRST:
+            self._engine.upkeep.checked(topic, now)
+            head = messages.value_body(total, digest, more=False, records=[], large=[])
+            return bytes((Status.UNCHANGED,)) + head + self._contacts(topic, want, peer, room - 14)
+        records, large, more = self._engine.storage.page(topic, after, room - 15, self._engine.unix(now), INLINE_STORE)
+        head = messages.value_body(total, digest, more=more, records=records, large=large)
+        # Who holds the topic is near it, and so are those it knows: a few are enough to go on from.
+        return b"\0" + head + self._contacts(topic, min(want, CONTACTS_WITH_RECORDS), peer, room - 1 - len(head))
+
+    def _part(self, topic: bytes, request: Request, peer: Peer, address: Address, room: int, now: float) -> bytes:
+        """Collect a record that is larger than a datagram. Parts come in order; one upload per peer."""
+        name, size, offset, part = messages.store_part_of(request.data)
+        if size > self._engine.registry.max_bytes:
+            return bytes((Status.INVALID,)) + b"\0"
+        key = peer.contact.key
+        if offset == 0:
+            if key not in self._uploads and len(self._uploads) >= MAX_UPLOADS:
+                del self._uploads[next(iter(self._uploads))]
+            self._uploads[key] = (name, bytearray())
+        expected, buffer = self._uploads.get(key, (b"", bytearray()))
+        if expected != name or offset > len(buffer):
+            return bytes((Status.BUSY,)) + b"\0"
+        if offset == len(buffer):
+            buffer += part
+        if len(buffer) < size:
+            return b"\0\0"
+        del self._uploads[key]
+        return self._keep(topic, bytes(buffer), 0, peer, address, room, now)
+
+    def _keep(self, topic: bytes, raw: bytes, want: int, peer: Peer, address: Address, room: int, now: float) -> bytes:
+        try:
+            record = self._engine.registry.check(raw, topic, self._engine.unix(now))
+        except InvalidRecord:
+            return bytes((Status.INVALID,)) + self._contacts(topic, want, peer, room - 1)
+        put = self._engine.keep(topic, record, group_of(address[0]), now)
+        contacts = self._contacts(topic, want, peer, room - 1)
+        match put.outcome:
+            case Outcome.STORED | Outcome.SAME:
+                return b"\0" + contacts
+            case Outcome.FULL:
+                return bytes((Status.FULL,)) + contacts
+            case Outcome.OLDER:
+                standing = put.standing or b""
+                if len(standing) > room - 3 - len(contacts):
+                    standing = b""
+                return bytes((Status.OLDER,)) + contacts + len(standing).to_bytes(2, "big") + standing
+            case _:
+                assert_never(put.outcome)

@@ -1,0 +1,239 @@
+"""Watching topics: holders push what changes, watchers renew and compare (SPEC, DHT messages). No I/O, no clock.
+
+A watcher asks two of a topic's holders to send it every new record of the topic for a while. It renews twice as often
+as needed; the answer carries the holder's digest, so that a lost push is noticed at the next renewal, and the
+datagrams keep a NAT's mapping open. A holder bounds its watchers by topic, by address group and in all, and drops one
+that does not acknowledge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from dht import messages
+from dht.contact import Address, Contact, group_of, intern_contact
+from dht.errors import InvalidRecord
+from dht.messages import Op, Reply, Request, Status
+from dht.records import Record
+from dht.rpc import Call, Peer
+from dht.search import INLINE_STORE
+
+if TYPE_CHECKING:
+    from dht.engine import Engine
+
+TTL_S: Final = 60.0
+RENEW_S: Final = 25.0
+HOLDERS: Final = 2
+MAX_WATCHERS: Final = 4_096
+MAX_PER_TOPIC: Final = 256
+MAX_PER_GROUP: Final = 512
+
+
+class Watchers:
+    """The holder's side: who wants to hear of what."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._by_topic: dict[bytes, dict[bytes, tuple[Contact, float]]] = {}
+        self._groups: dict[bytes, int] = {}
+        self.count = 0
+
+    def serve(self, topic: bytes, peer: Peer, address: Address, now: float) -> bytes:
+        """Status ‖ digest (8) ‖ total u16 of an answer to watch, to an address that has proved itself."""
+        storage = self._engine.storage
+        state = storage.digest(topic) + min(storage.total(topic), 65_535).to_bytes(2, "big")
+        watchers = self._by_topic.setdefault(topic, {})
+        known = watchers.get(peer.contact.key)
+        if known is None:
+            self._drop_stale(topic, watchers, now)
+            group = group_of(address[0])
+            local = self._engine.exempt(peer.contact)
+            crowded = self._groups.get(group, 0) >= MAX_PER_GROUP and not local
+            if self.count >= MAX_WATCHERS or len(watchers) >= MAX_PER_TOPIC or crowded:
+                if not watchers:
+                    del self._by_topic[topic]
+                return bytes((Status.BUSY,)) + state
+            self._by_topic[topic] = watchers
+            self._groups[group] = self._groups.get(group, 0) + 1
+            self.count += 1
+        elif known[0].group != group_of(address[0]):
+            self._leave(known[0])
+            self._groups[group_of(address[0])] = self._groups.get(group_of(address[0]), 0) + 1
+        contact = intern_contact(Contact(peer.contact.key, address[0], address[1]))
+        watchers[contact.key] = (contact, now + TTL_S)
+        return b"\0" + state
+
+    def _drop_stale(self, topic: bytes, watchers: dict[bytes, tuple[Contact, float]], now: float) -> None:
+        for key in [k for k, (_, until) in watchers.items() if until < now]:
+            self.drop(topic, key)
+
+    def drop(self, topic: bytes, key: bytes) -> None:
+        """Forget a watcher."""
+        watchers = self._by_topic.get(topic)
+        gone = watchers.pop(key, None) if watchers else None
+        if gone is not None:
+            self.count -= 1
+            self._leave(gone[0])
+        if watchers is not None and not watchers:
+            del self._by_topic[topic]
+
+    def _leave(self, contact: Contact) -> None:
+        left = self._groups.get(contact.group, 0) - 1
+        if left > 0:
+            self._groups[contact.group] = left
+        else:
+            self._groups.pop(contact.group, None)
+
+    def changed(self, topic: bytes, record: Record, now: float) -> None:
+        """A record was stored here: tell those who watch."""
+        watchers = self._by_topic.get(topic)
+        if not watchers or len(record.raw) > INLINE_STORE:
+            return
+        self._drop_stale(topic, watchers, now)
+        body = messages.store_body(topic, 0, record.raw)
+        for contact, _ in list(watchers.values()):
+            self._engine.ask(contact, Op.NOTIFY, body, _Push(self, topic), now)
+
+    def expire(self, now: float) -> None:
+        """Forget those that did not renew."""
+        for topic in list(self._by_topic):
+            self._drop_stale(topic, self._by_topic[topic], now)
+
+
+class _Push:
+    """Notes whether a watcher still listens."""
+
+    def __init__(self, watchers: Watchers, topic: bytes) -> None:
+        self._watchers = watchers
+        self._topic = topic
+
+    def answered(self, call: Call, reply: Reply, now: float) -> None:
+        """It heard; a refusal means that it does not watch any more."""
+        del now
+        if reply.status != Status.OK:
+            self._watchers.drop(self._topic, call.peer.contact.key)
+
+    def late(self, call: Call, now: float) -> None:
+        """It was sent again."""
+
+    def failed(self, call: Call, now: float) -> None:
+        """It is gone."""
+        del now
+        self._watchers.drop(self._topic, call.peer.contact.key)
+
+
+class Watch:
+    """The watcher's side of one topic."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        topic: bytes,
+        on_record: Callable[[Record], None],
+        on_digest: Callable[[Contact, bytes, int], None],
+    ) -> None:
+        """`on_record`: a verified record was pushed. `on_digest`: a holder told its digest and total."""
+        self.engine = engine
+        self.topic = topic
+        self.on_record = on_record
+        self.on_digest = on_digest
+        self.holders: list[Contact] = []
+        self.closed = False
+        self._finding = False
+        self._renew_at = 0.0
+
+    def step(self, now: float) -> None:
+        """Renew when due; find holders when there are too few."""
+        if now < self._renew_at or self.closed:
+            return
+        self._renew_at = now + RENEW_S * (0.8 + 0.4 * self.engine.rng.random())
+        if len(self.holders) < HOLDERS and not self._finding:
+            self._finding = True
+            self.engine.find(self.topic, lambda found: self._found(found, now), now)
+        for holder in self.holders:
+            self._ask(holder, now)
+
+    def _found(self, found: list[Contact], now: float) -> None:
+        self._finding = False
+        # Not the same two for everyone: pushes are spread over all holders.
+        rng = self.engine.rng
+        for holder in sorted(found[: self.engine.config.k], key=lambda _: rng.random()):
+            if len(self.holders) < HOLDERS and holder not in self.holders:
+                self.holders.append(holder)
+                self._ask(holder, now)
+
+    def _ask(self, holder: Contact, now: float) -> None:
+        if self.engine.ask(holder, Op.WATCH, self.topic + b"\0", self, now) is None:
+            self._lose(holder)
+
+    def _lose(self, holder: Contact) -> None:
+        if holder in self.holders:
+            self.holders.remove(holder)
+            self._renew_at = 0.0
+
+    def answered(self, call: Call, reply: Reply, now: float) -> None:
+        """A holder answered to watch."""
+        if self.closed:
+            return
+        holder = call.peer.contact
+        self.engine.heard(holder, now)
+        if reply.status == Status.BAD_TOKEN:
+            self._ask(holder, now)
+        elif reply.status in (Status.OK, Status.BUSY) and len(reply.data) >= messages.HEAD + 10:
+            if reply.status == Status.BUSY:
+                self._lose(holder)
+            at = messages.HEAD
+            self.on_digest(holder, reply.data[at : at + 8], int.from_bytes(reply.data[at + 8 : at + 10], "big"))
+        else:
+            self._lose(holder)
+
+    def late(self, call: Call, now: float) -> None:
+        """Wait."""
+
+    def failed(self, call: Call, now: float) -> None:
+        """The holder is gone."""
+        self.engine.lost(call.peer.contact, now)
+        self._lose(call.peer.contact)
+
+
+class Watching:
+    """The watches of a node, and the pushes that come for them."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._by_topic: dict[bytes, list[Watch]] = {}
+
+    def add(self, watch: Watch, now: float) -> None:
+        """Begin."""
+        self._by_topic.setdefault(watch.topic, []).append(watch)
+        watch.step(now)
+
+    def remove(self, watch: Watch) -> None:
+        """End; the holders find out when their pushes are refused or the time is over."""
+        watch.closed = True
+        left = [w for w in self._by_topic.get(watch.topic, ()) if w is not watch]
+        if left:
+            self._by_topic[watch.topic] = left
+        else:
+            self._by_topic.pop(watch.topic, None)
+
+    def step(self, now: float) -> None:
+        """Renew what is due."""
+        for watches in list(self._by_topic.values()):
+            for watch in watches:
+                watch.step(now)
+
+    def pushed(self, request: Request, now: float) -> bytes:
+        """Status of the answer to notify."""
+        topic, _ = messages.target_of(request.data)
+        watches = self._by_topic.get(topic)
+        if not watches:
+            return bytes((Status.UNSUPPORTED,))
+        try:
+            record = self._engine.check(messages.record_of(request.data), topic, now)
+        except InvalidRecord:
+            return bytes((Status.INVALID,))
+        for watch in watches:
+            watch.on_record(record)
+        return b"\0"

@@ -1,0 +1,193 @@
+"""A market over real sockets: found whole, refreshed cheaply, told of changes at once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from dht.contact import Contact
+from dht.market import SPLIT_AT, Market, MarketKey
+from dht.records import Record, RecordKind, RecordMeta, Registry
+from dht.stream import TcpFrames
+from dht.topics import offer_topics, offers_topic, shard_of
+from protocol.identity import SigningKey
+from protocol.types import Network, Side
+from protocol.wire import Envelope, pack, unpack
+from tests.network.dht_net import Net
+
+BID = 60_010
+KEY = MarketKey(Network.REGTEST, "EUR", Side.SELL)
+MAKER = SigningKey(b"m" * 32)
+
+
+class Bid(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """An offer as the DHT sees it."""
+
+    offer_id: bytes
+    sequence: int
+    expires: int
+    gone: bool
+    text: bytes
+
+
+def read_bid(envelope: Envelope, now: int) -> RecordMeta:
+    """The validator of bids."""
+    del now
+    bid = unpack(envelope.body, Bid, limit=1_024)
+    topics = offer_topics(Network.REGTEST, "EUR", Side.SELL, bid.offer_id)
+    return RecordMeta(envelope.signer, bid.offer_id, bid.sequence, bid.expires, topics, tombstone=bid.gone)
+
+
+BIDS = RecordKind(BID, read_bid, max_per_publisher=10**6, max_per_topic=10**6)
+
+
+def bid(number: int, *, sequence: int = 1, gone: bool = False, size: int = 330) -> tuple[bytes, Envelope]:
+    """(offer id, signed bid) of about 520 bytes."""
+    offer_id = (number * 0x9E3779B97F4A7C15 % 2**64).to_bytes(8, "big") + bytes(24)
+    body = Bid(offer_id, sequence, int(time.time()) + 3_600, gone, bytes(size))
+    return offer_id, MAKER.seal(BID, Network.REGTEST, pack(body))
+
+
+class MarketNet(Net):
+    """Nodes that also serve streams on the TCP port of the same number."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.servers: list[asyncio.Server] = []
+
+    async def grow(self, count: int, **engine: Any) -> None:  # noqa: ANN401
+        """Add nodes with the kind of bids and a stream server."""
+        first = len(self.nodes)
+        await super().grow(count, **engine)
+        for node in self.nodes[first:]:
+            node.engine.registry = Registry(Network.REGTEST, (BIDS,))
+            limits = node.storage.limits
+            object.__setattr__(limits, "max_per_publisher", 10**6)
+
+            async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, node=node) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+                await node.serve_stream(TcpFrames(reader, writer))
+
+            self.servers.append(await asyncio.start_server(serve, *node.local))
+
+    def load(self, bids: list[tuple[bytes, Envelope]]) -> dict[tuple[int, int], int]:
+        """Put bids where publishers that came one after the other would have put them, on the closest eight nodes."""
+        counts: dict[tuple[int, int], int] = {}
+        now = int(time.time())
+        for offer_id, record in bids:
+            bits = 0
+            while counts.get(shard_of(offer_id, bits), 0) >= SPLIT_AT:
+                bits += 1
+            shard = shard_of(offer_id, bits)
+            counts[shard] = counts.get(shard, 0) + 1
+            topic = KEY.topic(shard)
+            target = int.from_bytes(topic, "big")
+            near = sorted(self.nodes, key=lambda n: int.from_bytes(n.node_id, "big") ^ target)[:8]
+            checked = near[0].engine.registry.trust(record.raw, topic, now)
+            for node in near:
+                node.storage.put(topic, checked, BIDS, b"", now)
+        return counts
+
+    def replace(self, bids: list[tuple[bytes, Envelope]], counts: dict[tuple[int, int], int]) -> None:
+        """Give newer versions of bids to whoever holds the old ones."""
+        now = int(time.time())
+        for offer_id, record in bids:
+            for topic in (KEY.topic(shard_of(offer_id, bits)) for bits in range(1 + max(b for b, _ in counts))):
+                checked = self.nodes[0].engine.registry.trust(record.raw, topic, now)
+                for node in self.nodes:
+                    if node.storage.get(topic, checked.tag) is not None:
+                        node.storage.put(topic, checked, BIDS, b"", now)
+
+    async def close(self) -> None:
+        """Stop servers and nodes."""
+        for server in self.servers:
+            server.close()
+        await super().close()
+
+
+@pytest.fixture
+async def net() -> AsyncIterator[MarketNet]:
+    built = MarketNet(20_261_121)
+    await built.grow(20)
+    yield built
+    await built.close()
+
+
+async def until(check: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Wait for a condition that events bring about."""
+    async with asyncio.timeout(seconds):
+        while not check():  # noqa: ASYNC110  (what is waited for happens in other nodes)
+            await asyncio.sleep(0.02)
+
+
+async def test_a_market_of_many_shards_is_read_whole_and_refreshed_cheaply(net: MarketNet) -> None:
+    bids = [bid(i) for i in range(1_800)]
+    counts = net.load(bids)
+    assert max(bits for bits, _ in counts) >= 2
+    seen: list[Record] = []
+    market = Market(net.nodes[3], KEY, seen.append, open_stream=TcpFrames.open)
+    payload = sum(len(b.raw) for _, b in bids)
+    first = await market.refresh()
+    assert {r.raw for r in seen} == {b.raw for _, b in bids}
+    assert first.received <= 1.05 * payload
+    again = await market.refresh()
+    assert (again.records, again.received) == (0, 0), "nothing changed, so nothing is sent over streams"
+    changed = [bid(i, sequence=2) for i in range(18)]
+    net.replace(changed, counts)
+    third = await market.refresh()
+    assert third.records == 18
+    assert third.received + third.sent <= 0.05 * payload
+    await market.close()
+
+
+async def test_a_revoked_offer_is_gone_from_followers_at_once(net: MarketNet) -> None:
+    publisher = Market(net.nodes[1], KEY, lambda _: None, open_stream=TcpFrames.open)
+    offer_id, record = bid(7)
+    assert (await publisher.publish(offer_id, record)).acks >= 5
+    books: list[dict[bytes, Record]] = []
+    followers = []
+    for node in net.nodes[5:17]:
+        book: dict[bytes, Record] = {}
+        books.append(book)
+        follower = Market(node, KEY, lambda r, book=book: book.update({r.tag: r}), open_stream=TcpFrames.open)  # type: ignore[misc]
+        followers.append(follower)
+        await follower.follow()
+    await until(lambda: all(len(b) == 1 for b in books))
+    await until(lambda: sum(n.engine.watchers.count for n in net.nodes) >= 20)
+    started = time.monotonic()
+    await publisher.publish(offer_id, bid(7, sequence=2, gone=True)[1])
+    await until(lambda: all(r.meta.tombstone for b in books for r in b.values()), 5.0)
+    print(f"gone from {len(books)} followers after {1e3 * (time.monotonic() - started):.0f} ms")
+    for market in (publisher, *followers):
+        await market.close()
+
+
+async def test_a_holder_that_breaks_off_does_not_stop_the_reader(net: MarketNet) -> None:
+    bids = [bid(i) for i in range(40)]
+    net.load(bids)
+    broken: list[Contact] = []
+
+    async def open_stream(contact: Contact) -> TcpFrames:
+        if len(broken) < 3:
+            broken.append(contact)
+            raise ConnectionRefusedError
+        return await TcpFrames.open(contact)
+
+    seen: list[Record] = []
+    market = Market(net.nodes[0], KEY, seen.append, open_stream=open_stream)
+    done = await market.refresh()
+    assert len(seen) == 40
+    assert done.failures == 3
+
+
+async def test_a_lying_minority_does_not_send_publishers_astray(net: MarketNet) -> None:
+    topic = offers_topic(Network.REGTEST, "EUR", Side.SELL)
+    target = int.from_bytes(topic, "big")
+    for node in sorted(net.nodes, key=lambda n: int.from_bytes(n.node_id, "big") ^ target)[:3]:
+        node.storage.total = lambda topic: 60_000  # type: ignore[method-assign]
+    market = Market(net.nodes[9], KEY, lambda _: None, open_stream=TcpFrames.open)
+    assert await market.shard_for(bid(1)[0]) == (0, 0)
