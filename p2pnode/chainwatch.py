@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, assert_never
 
 from escrow.chain.base import (
@@ -158,10 +159,10 @@ class ChainWatch:
                 if at_time <= now:
                     self._fire(timer.trade_id, timer.name)
             pending = [at_time - now for at_time, _ in due if at_time > now]
-            try:
-                await asyncio.wait_for(self._timers_changed.wait(), min(pending, default=None))
-            except TimeoutError:
-                continue
+            # Not wait_for: on Python 3.11 it may swallow a cancellation that comes with the event.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(pending, default=None)):
+                    await self._timers_changed.wait()
 
 
 def _escrow_event(event: ChainEvent) -> ev.TradeEvent | None:

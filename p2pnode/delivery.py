@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, Protocol
 
 from msgspec import Struct
@@ -136,10 +137,9 @@ class Delivery:
         self._on_delivered(message)
 
     async def _pause(self, recipient: bytes, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(self._nudges[recipient].wait(), seconds)
-        except TimeoutError:
-            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._nudges[recipient].wait()
 
 
 def local_contact(node: bytes, host: str, port: int) -> NodeContact:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 from msgspec import Struct
 
@@ -71,7 +72,6 @@ class Notices:
             left = deadline - loop.time()
             if found or left <= 0:
                 return found
-            try:
-                await asyncio.wait_for(arrived.wait(), left)
-            except TimeoutError:
-                return self.after(number)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await arrived.wait()
