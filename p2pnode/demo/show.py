@@ -1,0 +1,142 @@
+"""The demo's tables, and what to try with nodes that were kept."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from shlex import quote
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from p2pnode.demo.onchain import Escrow
+from p2pnode.demo.report import Report
+
+
+def show(console: Console, report: Report) -> None:
+    """Print everything."""
+    for table in (_trade(report), _script(report.script), _money(report), _messages(report), _times(report)):
+        console.print()
+        console.print(table)
+
+
+def show_next(console: Console, report: Report) -> None:
+    """Print how to go on with the nodes that run on, and how to end them."""
+    folder = {node.name: quote(node.datadir) for node in report.nodes}
+    trade, rpc = report.trade_id[:8], report.rpc
+    mine = '{"method":"generatetoaddress","params":[1,"' + report.escrow_address + '"]}'
+    lines = {
+        "look around": [
+            f"{_program()} info --datadir {folder['buyer']}",
+            f"{_program()} wallet balance --datadir {folder['buyer']}",
+            f"{_program()} trade show {trade} --datadir {folder['buyer']}",
+            f"{_program()} trade show {trade} --datadir {folder['seller']}",
+            f"{_program()} trade list --datadir {folder['arbiter']}",
+            f"{_program()} arbiter list --datadir {folder['seller']}",
+            f"{_program()} peer list --datadir {folder['bootstrap-1']}",
+        ],
+        "trade again": [
+            f"{_program()} offer create --help",
+            f"{_program()} offer list --datadir {folder['buyer']}",
+        ],
+        "mine a block": [f"curl -s -u \"$(cat {quote(rpc.cookie_file)})\" -d '{mine}' {rpc.url}"],
+        "stop everything, and remove it": [
+            f"kill {' '.join(str(node.pid) for node in report.nodes)} {rpc.pid}",
+            f"rm -r {quote(report.folder)}",
+        ],
+    }
+    console.print("\n[bold]Everything runs on.[/] What to try next:")
+    for title, commands in lines.items():
+        console.print(f"\n  [bold]{title}[/]")
+        for command in commands:
+            # Nothing is wrapped or coloured, so that a line can be copied.
+            console.print(f"    {command}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _program() -> str:
+    """How this program was called."""
+    return quote(sys.argv[0]) if Path(sys.argv[0]).name == "p2pnode" else "p2pnode"
+
+
+def _table(title: str, *columns: str, right: tuple[int, ...] = ()) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_header=any(columns))
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index in right else "left", overflow="fold")
+    return table
+
+
+def _trade(report: Report) -> Table:
+    table = _table("The trade", "", "")
+    kind = {1: "1: 2-of-3", 2: "2: 2-of-3 with a backup arbiter"}[report.escrow_type]
+    deposits = f"buyer {report.buyer_deposit_sats:,} sat, seller {report.seller_deposit_sats:,} sat"
+    for name, value in (
+        ("amount", f"{report.amount_sats:,} sat for {report.volume} {report.currency}"),
+        ("deposits", "none: the seller funds alone" if report.single_funded else deposits),
+        ("escrow type", kind),
+        ("contract", report.contract_id or ""),
+        ("escrow", f"{report.escrow_txid}:{report.escrow_vout}"),
+        ("", f"{report.escrow_value_sats:,} sat at {report.escrow_address}"),
+        ("payout", report.payout_txid),
+    ):
+        table.add_row(name, value)
+    return table
+
+
+def _script(escrow: Escrow) -> Table:
+    table = _table("The witness script, decoded", "", "")
+    names = {key: holder for holder, key in escrow.keys}
+    depth = 0
+    for op in escrow.asm:
+        depth -= op in ("OP_ELSE", "OP_ENDIF")
+        label = names.get(op, "blocks" if op == str(escrow.delay_blocks) else "")
+        table.add_row("  " * depth + op, f"[cyan]{label}[/]")
+        depth += op in ("OP_IF", "OP_ELSE")
+    table.add_row("[dim]spent by[/]", f"{' and '.join(escrow.signed_by)}, {escrow.branch} branch")
+    return table
+
+
+def _money(report: Report) -> Table:
+    table = _table("Money", "", "before", "after", "change", "of it fees", right=(1, 2, 3, 4))
+    fees = {"buyer": report.fees.buyer_sats, "seller": report.fees.seller_sats}
+    for name, purse in report.balances.items():
+        table.add_row(
+            name,
+            f"{purse.before_sats:,}",
+            f"{purse.after_sats:,}",
+            f"{purse.change_sats:+,}",
+            f"{fees[name]:,}",
+        )
+    table.add_row("miners", "", "", f"{report.fees.total_sats:+,}", "")
+    change = sum(purse.change_sats for purse in report.balances.values()) + report.fees.total_sats
+    table.add_row("[dim]sum[/]", "", "", f"{change:+,}", "[green]conserved to the satoshi[/]")
+    table.add_section()
+    sizes = report.sizes
+    table.add_row("funding", "", "", f"{sizes.funding_vb} vB", f"{report.fees.funding_sats:,}")
+    table.add_row("payout", "", "", f"{sizes.payout_vb} vB", f"{report.fees.payout_sats:,}")
+    table.add_row(
+        "whole trade", "", f"limit {sizes.limit_vb} vB", f"{sizes.total_vb} vB", f"{report.fees.total_sats:,}"
+    )
+    return table
+
+
+def _messages(report: Report) -> Table:
+    table = _table(f"Application messages: {len(report.messages)}", "", "message", "from", "to", right=(0,))
+    for line in report.messages:
+        table.add_row(str(line.number), line.name, line.sender, line.receiver)
+    for name, seen in report.arbiters.items():
+        table.add_row(str(seen.messages), "[dim]trade messages[/]", "[dim]anybody[/]", f"[dim]{name}[/]")
+    return table
+
+
+def _times(report: Report) -> Table:
+    table = _table("Time", "step", "ms", "of it mining", right=(1, 2))
+    for step in report.steps:
+        table.add_row(step.name, f"{step.ms:,.0f}", f"{step.mining_ms:,.0f}" if step.mining_ms else "")
+    table.add_section()
+    seconds = report.seconds
+    table.add_row("from the take to the funding in the mempool", f"{report.take_to_mempool_ms:,.0f}", "")
+    table.add_row("the trade", f"{seconds.trade * 1000:,.0f}", "")
+    table.add_row("all", f"{seconds.total * 1000:,.0f}", f"{seconds.mining * 1000:,.0f}")
+    table.add_row("[bold]ours[/]", f"[bold]{seconds.ours:.1f} s[/]", "")
+    return table
