@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Meta
 
-from p2pnode.settings import BadConfig, Schema, Source, build, suggest, value_text, variable
+from p2pnode.settings import BadConfig, Schema, Source, build, suggest, toml_text, value_text, variable
 from protocol.errors import UserError
 from protocol.identity import parse_node
 from protocol.types import FeeRate, Network, PositiveSats
@@ -31,8 +31,10 @@ CONFIG_NAME: Final = "config.toml"
 MAX_FILE: Final = 100_000
 """Bytes of a configuration file, at most."""
 ENVIRONMENT_PREFIX: Final = "P2PNODE_"
-NOT_SETTINGS: Final = frozenset({"P2PNODE_BITCOIND", "P2PNODE_PASSPHRASE", "P2PNODE_MNEMONIC_PASSPHRASE"})
-"""Variables with our prefix that are not settings: a program's path and secrets."""
+NOT_SETTINGS: Final = frozenset(
+    {"P2PNODE_BITCOIND", "P2PNODE_DEBUG", "P2PNODE_MNEMONIC_PASSPHRASE", "P2PNODE_PASSPHRASE"}
+)
+"""Variables with our prefix that are not settings: a program's path, secrets, and the switch for tracebacks."""
 
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 Count = Annotated[int, Meta(ge=0, le=1_000_000)]
@@ -116,8 +118,6 @@ class WalletConfig:
 class TradeConfig:
     """What this node agrees to without asking."""
 
-    auto_accept: bool = True
-    """Answer takes of one's own offers at once. False: each waits for the user."""
     max_open: Annotated[int, Meta(ge=1, le=1000)] = 10
     """Trades that may be open at a time; further takes are declined."""
     max_amount_sats: PositiveSats = 100_000_000
@@ -235,13 +235,38 @@ def load(
     return config
 
 
+def write_out(config: Config, *, flags: Mapping[str, object], file: Path | None) -> str:
+    """The TOML text of what `flags` and `file` set: the `config.toml` of a new node. Defaults stay out of it.
+
+    `data_dir` is left out, since the file will lie in it; the network is always named. Raises BadConfig.
+    """
+    chosen = {"network"} | set(flags) | (set() if file is None else set(_read(file).values))
+    lines = ["# Made by `p2pnode init`. p2pnode/config.py documents every setting; what is absent has its default."]
+    section = ""
+    for key in _SCHEMA.leaves:
+        if key not in chosen or key == "data_dir":
+            continue
+        head, dot, name = key.rpartition(".")
+        if dot and head != section:
+            section = head
+            lines += ["", f"[{section}]"]
+        lines.append(f"{name} = {toml_text(value_of(config, key))}")
+    return "\n".join(lines) + "\n"
+
+
+def value_of(config: Config, key: str) -> Any:  # noqa: ANN401  (the type is the field's)
+    """The value of a dotted key."""
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
 def describe(config: Config) -> dict[str, str]:
     """Every dotted key and its value as text, the password hidden."""
     shown: dict[str, str] = {}
     for key in _SCHEMA.leaves:
-        value: Any = config
-        for part in key.split("."):
-            value = getattr(value, part)
+        value = value_of(config, key)
         shown[key] = "(hidden)" if key == "chain.password" and value else value_text(value)
     return shown
 
