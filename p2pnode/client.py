@@ -20,13 +20,13 @@ from typing import Any, Final, Self, TypeVar
 import aiohttp
 import msgspec
 
-from p2pnode.api import schema as s
+from p2pnode.api import schema
 from p2pnode.api.endpoint import Endpoint, Login, NodeNotRunning, find
 from p2pnode.api.errors import BadRequest, NotAuthorized
 from p2pnode.datadir import DataDir
 from protocol.errors import P2PError
 
-__all__ = ["ApiError", "Client", "NodeNotRunning", "NodeUnreachable", "P2PError"]
+__all__ = ["ApiError", "Client", "NodeNotRunning", "NodeUnreachable", "P2PError", "schema"]
 
 TIMEOUT: Final = 90.0
 """Seconds for one answer. A lookup in the DHT or a broadcast may take a while."""
@@ -34,13 +34,13 @@ WAIT: Final = 25
 """Seconds that one long poll waits."""
 _PREFIX: Final = "/api/v1"
 
-A = TypeVar("A", bound=s.Response)
+A = TypeVar("A", bound=schema.Response)
 
 
 class ApiError(Exception):
     """The node answered with a problem document. `code`, `fault` and `action` are those of the P2PError behind it."""
 
-    def __init__(self, problem: s.Problem) -> None:
+    def __init__(self, problem: schema.Problem) -> None:
         super().__init__(problem.detail)
         self.problem = problem
         self.code = problem.code
@@ -92,13 +92,13 @@ class Client:
 
     # --- the node -------------------------------------------------------------------------------------------------
 
-    async def info(self) -> s.NodeView:
+    async def info(self) -> schema.NodeView:
         """Who the node is and how it does."""
-        return await self._get("/info", s.NodeView)
+        return await self._get("/info", schema.NodeView)
 
-    async def stop(self) -> s.StopView:
+    async def stop(self) -> schema.StopView:
         """Begin its shutdown."""
-        return await self._write("POST", "/stop", s.StopView, s.Empty())
+        return await self._write("POST", "/stop", schema.StopView, schema.Empty())
 
     async def openapi(self) -> dict[str, Any]:
         """The OpenAPI document."""
@@ -107,101 +107,101 @@ class Client:
 
     # --- offers ---------------------------------------------------------------------------------------------------
 
-    async def offers(self, wanted: s.OfferFilter | None = None) -> s.OfferPage:
+    async def offers(self, wanted: schema.OfferFilter | None = None) -> schema.OfferPage:
         """A page of the book or of one's own offers."""
-        return await self._get("/offers", s.OfferPage, wanted)
+        return await self._get("/offers", schema.OfferPage, wanted)
 
-    async def offer(self, offer: str) -> s.OfferView:
+    async def offer(self, offer: str) -> schema.OfferView:
         """One offer."""
-        return await self._get(f"/offers/{_id(offer)}", s.OfferView)
+        return await self._get(f"/offers/{_id(offer)}", schema.OfferView)
 
-    async def offer_create(self, draft: s.OfferDraft) -> s.OfferView:
+    async def offer_create(self, draft: schema.OfferDraft) -> schema.OfferView:
         """Publish an offer."""
-        return await self._write("POST", "/offers", s.OfferView, draft)
+        return await self._write("POST", "/offers", schema.OfferView, draft)
 
-    async def offer_edit(self, offer: str, changes: s.OfferEdit) -> s.OfferView:
+    async def offer_edit(self, offer: str, changes: schema.OfferEdit) -> schema.OfferView:
         """Publish its next version."""
-        return await self._write("PATCH", f"/offers/{_id(offer)}", s.OfferView, changes)
+        return await self._write("PATCH", f"/offers/{_id(offer)}", schema.OfferView, changes)
 
-    async def offer_revoke(self, offer: str) -> s.OfferView:
+    async def offer_revoke(self, offer: str) -> schema.OfferView:
         """Withdraw it."""
-        return await self._write("DELETE", f"/offers/{_id(offer)}", s.OfferView)
+        return await self._write("DELETE", f"/offers/{_id(offer)}", schema.OfferView)
 
-    async def offer_take(self, offer: str, request: s.TakeRequest) -> s.TradeView:
+    async def offer_take(self, offer: str, request: schema.TakeRequest) -> schema.TradeView:
         """Begin a trade."""
-        return await self._write("POST", f"/offers/{_id(offer)}/take", s.TradeView, request)
+        return await self._write("POST", f"/offers/{_id(offer)}/take", schema.TradeView, request)
 
     # --- trades ---------------------------------------------------------------------------------------------------
 
-    async def trades(self, *, open_only: bool = False) -> s.TradeList:
+    async def trades(self, *, open_only: bool = False) -> schema.TradeList:
         """Trades, newest first."""
-        return await self._get("/trades", s.TradeList, {"open": "true"} if open_only else None)
+        return await self._get("/trades", schema.TradeList, {"open": "true"} if open_only else None)
 
-    async def trade(self, trade: str) -> s.TradeView:
+    async def trade(self, trade: str) -> schema.TradeView:
         """One trade with its steps."""
-        return await self._get(f"/trades/{_id(trade)}", s.TradeView)
+        return await self._get(f"/trades/{_id(trade)}", schema.TradeView)
 
-    async def trade_pay(self, trade: str, note: str = "") -> s.TradeView:
+    async def trade_pay(self, trade: str, note: str = "") -> schema.TradeView:
         """Buyer: declare the payment."""
-        return await self._write("POST", f"/trades/{_id(trade)}/pay", s.TradeView, s.PayRequest(note=note))
+        return await self._write("POST", f"/trades/{_id(trade)}/pay", schema.TradeView, schema.PayRequest(note=note))
 
-    async def trade_release(self, trade: str) -> s.TradeView:
+    async def trade_release(self, trade: str) -> schema.TradeView:
         """Seller: release the coins."""
-        return await self._write("POST", f"/trades/{_id(trade)}/release", s.TradeView, s.Empty())
+        return await self._write("POST", f"/trades/{_id(trade)}/release", schema.TradeView, schema.Empty())
 
-    async def trade_cancel(self, trade: str, reason: str = "") -> s.TradeView:
+    async def trade_cancel(self, trade: str, reason: str = "") -> schema.TradeView:
         """Leave a trade that is not funded."""
-        return await self._write("POST", f"/trades/{_id(trade)}/cancel", s.TradeView, s.CancelRequest(reason=reason))
+        return await self._write("POST", f"/trades/{_id(trade)}/cancel", schema.TradeView, schema.CancelRequest(reason=reason))
 
     # --- wallet, peers, arbiters ----------------------------------------------------------------------------------
 
-    async def balance(self) -> s.BalanceView:
+    async def balance(self) -> schema.BalanceView:
         """The wallet's balance."""
-        return await self._get("/wallet/balance", s.BalanceView)
+        return await self._get("/wallet/balance", schema.BalanceView)
 
-    async def address(self, label: str = "") -> s.AddressView:
+    async def address(self, label: str = "") -> schema.AddressView:
         """A fresh address."""
-        return await self._write("POST", "/wallet/addresses", s.AddressView, s.AddressRequest(label=label))
+        return await self._write("POST", "/wallet/addresses", schema.AddressView, schema.AddressRequest(label=label))
 
-    async def utxos(self) -> s.UtxoList:
+    async def utxos(self) -> schema.UtxoList:
         """Unspent coins."""
-        return await self._get("/wallet/utxos", s.UtxoList)
+        return await self._get("/wallet/utxos", schema.UtxoList)
 
-    async def history(self, limit: int = 50) -> s.HistoryView:
+    async def history(self, limit: int = 50) -> schema.HistoryView:
         """Transactions, newest first."""
-        return await self._get("/wallet/history", s.HistoryView, {"limit": str(limit)})
+        return await self._get("/wallet/history", schema.HistoryView, {"limit": str(limit)})
 
-    async def send(self, request: s.SendRequest) -> s.SentView:
+    async def send(self, request: schema.SendRequest) -> schema.SentView:
         """Pay to an address."""
-        return await self._write("POST", "/wallet/send", s.SentView, request)
+        return await self._write("POST", "/wallet/send", schema.SentView, request)
 
-    async def peers(self) -> s.PeerList:
+    async def peers(self) -> schema.PeerList:
         """Sessions and known nodes."""
-        return await self._get("/peers", s.PeerList)
+        return await self._get("/peers", schema.PeerList)
 
-    async def peer_add(self, address: str) -> s.PeerView:
+    async def peer_add(self, address: str) -> schema.PeerView:
         """Get to know a node."""
-        return await self._write("POST", "/peers", s.PeerView, s.PeerAdd(address=address))
+        return await self._write("POST", "/peers", schema.PeerView, schema.PeerAdd(address=address))
 
-    async def arbiters(self, currency: str | None = None, method: str | None = None) -> s.ArbiterList:
+    async def arbiters(self, currency: str | None = None, method: str | None = None) -> schema.ArbiterList:
         """Arbiters that serve a currency and a method."""
         query = {"currency": currency, "method": method}
-        return await self._get("/arbiters", s.ArbiterList, {k: v for k, v in query.items() if v is not None})
+        return await self._get("/arbiters", schema.ArbiterList, {k: v for k, v in query.items() if v is not None})
 
-    async def announce(self, request: s.AnnounceRequest) -> s.ArbiterView:
+    async def announce(self, request: schema.AnnounceRequest) -> schema.ArbiterView:
         """Announce the node's persona as an arbiter."""
-        return await self._write("POST", "/arbiters/announcement", s.ArbiterView, request)
+        return await self._write("POST", "/arbiters/announcement", schema.ArbiterView, request)
 
     # --- events ---------------------------------------------------------------------------------------------------
 
-    async def events(self, after: int | None = None, *, wait: int = 0, limit: int = 200) -> s.EventPage:
+    async def events(self, after: int | None = None, *, wait: int = 0, limit: int = 200) -> schema.EventPage:
         """Events after a cursor (None: from now on); `wait` up to 60 seconds for the first."""
         query = {"wait": str(wait), "limit": str(limit)}
         if after is not None:
             query["after"] = str(after)
-        return await self._get("/events", s.EventPage, query, timeout=self._timeout + wait)
+        return await self._get("/events", schema.EventPage, query, timeout=self._timeout + wait)
 
-    async def follow(self, after: int | None = None) -> AsyncIterator[s.EventView]:
+    async def follow(self, after: int | None = None) -> AsyncIterator[schema.EventView]:
         """Every event from the cursor on, for as long as one asks for more."""
         while True:
             page = await self.events(after, wait=0 if after is None else WAIT)
@@ -215,15 +215,15 @@ class Client:
         self,
         path: str,
         answer: type[A],
-        query: s.Request | dict[str, str] | None = None,
+        query: schema.Request | dict[str, str] | None = None,
         *,
         timeout: float | None = None,
     ) -> A:
-        parameters = _query(query) if isinstance(query, s.Request) else query or {}
+        parameters = _query(query) if isinstance(query, schema.Request) else query or {}
         raw = await self._send("GET", path, None, parameters, None, timeout or self._timeout)
         return _decode(raw, answer)
 
-    async def _write(self, method: str, path: str, answer: type[A], body: s.Request | None = None) -> A:
+    async def _write(self, method: str, path: str, answer: type[A], body: schema.Request | None = None) -> A:
         key = secrets.token_urlsafe(24)
         try:
             raw = await self._send(method, path, body, {}, key, self._timeout)
@@ -233,7 +233,7 @@ class Client:
         return _decode(raw, answer)
 
     async def _send(
-        self, method: str, path: str, body: s.Request | None, query: dict[str, str], key: str | None, timeout: float
+        self, method: str, path: str, body: schema.Request | None, query: dict[str, str], key: str | None, timeout: float
     ) -> bytes:
         headers = {"Authorization": self._login.authorization}
         if body is not None:
@@ -284,7 +284,7 @@ def _id(text: str) -> str:
     return cleaned
 
 
-def _query(value: s.Request) -> dict[str, str]:
+def _query(value: schema.Request) -> dict[str, str]:
     found = msgspec.to_builtins(value)
     texts = {True: "true", False: "false"}
     return {k: texts[v] if isinstance(v, bool) else str(v) for k, v in found.items() if v is not None}
@@ -301,7 +301,7 @@ def _decode(raw: bytes, cls: type[A]) -> A:
 
 def _refusal(status: int, raw: bytes) -> ApiError | NodeUnreachable:
     try:
-        problem = msgspec.json.decode(raw, type=s.Problem)
+        problem = msgspec.json.decode(raw, type=schema.Problem)
     except msgspec.MsgspecError:
         return NodeUnreachable(f"what answers there is not this node (HTTP status {status})")
     return ApiError(problem)

@@ -7,6 +7,7 @@ place, the key, what was expected and what was there.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
@@ -152,6 +153,16 @@ def value_text(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return "" if value is None else str(value)
+
+
+def toml_text(value: object) -> str:
+    """A typed value as TOML writes it."""
+    if isinstance(value, bool | int) and not isinstance(value, Enum):
+        return value_text(value)
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(toml_text, value))}]"
+    # JSON's escapes are TOML's, but for DEL, which TOML wants escaped and JSON does not.
+    return json.dumps(value_text(value), ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _convert(value: object, hint: Any, *, text: bool) -> Any:  # noqa: ANN401  (from any type to any)

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-CLI_MAY_IMPORT = {"p2pnode.client", "p2pnode.demo", "rich"}
+CLI_MAY_IMPORT = {"p2pnode.client", "p2pnode.console", "p2pnode.demo", "rich"}
 
 PROTOCOL_MAY_IMPORT = {"protocol", "msgspec", "msgpack", "nacl"}
 IMPURE_STDLIB = {

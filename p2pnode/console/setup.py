@@ -1,0 +1,149 @@
+"""`p2pnode init`: a data directory, a configuration and an encrypted mnemonic, new or restored.
+
+The keystore is written last: until then there is no node in the folder, and an interrupted `init` can be repeated. The
+mnemonic of a new node is shown once, after it is safe on disk; nothing shows it again.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+from rich.console import Console
+
+from p2pnode import keystore
+from p2pnode.config import Config, load, write_out
+from p2pnode.datadir import DataDir, write_private
+from p2pnode.keystore import Keys
+from protocol.errors import UserError
+from protocol.identity import node_text, persona_text
+
+_MAX_WORDS_FILE = 4_096
+
+
+class NoWords(UserError):
+    """There is no mnemonic to restore: give it in a file or on standard input."""
+
+    code = 3162
+
+
+class NewNode(Struct, frozen=True):
+    """What `init` made. `mnemonic` is None for a restored node: its owner has it."""
+
+    data_dir: str
+    network: str
+    roles: tuple[str, ...]
+    node: str
+    persona: str
+    config: str
+    passphrase: bool
+    mnemonic: str | None
+
+
+def init(
+    flags: Mapping[str, object], file: Path | None, *, restore: str | None, no_passphrase: bool, with_extra: bool
+) -> NewNode:
+    """Make a node.
+
+    `restore`: None for a new mnemonic, else the file with the words, `-` for standard input. `with_extra`: the
+    mnemonic has a passphrase of its own (BIP39). Raises what config, datadir and keystore raise.
+    """
+    config = load(flags=flags, file=file, environ=os.environ)
+    folder = DataDir(config.data_dir)
+    if folder.keystore.exists():
+        raise keystore.KeystoreExists(
+            f"there is a node in {folder.path} already, and it is never overwritten: choose another --datadir"
+        )
+    words = keystore.new_mnemonic() if restore is None else _read_words(restore)
+    extra = _extra_passphrase() if with_extra else ""
+    keys = Keys(config.network, words, extra)
+    passphrase = _new_passphrase(config, no_passphrase=no_passphrase)
+    folder.create()
+    with folder.lock():
+        settings = {key: value for key, value in flags.items() if key != "data_dir"}
+        if not folder.config.exists():
+            write_private(folder.config, write_out(config, flags=settings, file=file).encode())
+        elif settings or file is not None:
+            raise UserError(f"{folder.config} is there already: change it instead of giving settings to init")
+        keystore.create(
+            folder.keystore,
+            mnemonic=words,
+            passphrase=passphrase,
+            network=config.network,
+            cost=config.keystore.cost,
+            bip39_passphrase=extra,
+        )
+    return NewNode(
+        data_dir=str(folder.path),
+        network=config.network.name.lower(),
+        roles=config.roles,
+        node=node_text(keys.node().public),
+        persona=persona_text(keys.persona().public),
+        config=str(folder.config),
+        passphrase=passphrase != "",
+        mnemonic=words if restore is None else None,
+    )
+
+
+def show(made: NewNode, *, as_json: bool) -> None:
+    """Print what was made, and a new mnemonic for the one and only time."""
+    if as_json:
+        print(msgspec.json.format(msgspec.json.encode(made), indent=2).decode())  # noqa: T201
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    if made.mnemonic is not None:
+        console.print("Write these words down, in this order, and keep them where nobody else finds them.")
+        console.print("They restore your keys and coins. They are shown now and never again.\n")
+        words = made.mnemonic.split()
+        rows = -(-len(words) // 4)
+        for row in range(rows):
+            console.print("   ".join(f"{i + 1:>2} {words[i]:<10}" for i in range(row, len(words), rows)).rstrip())
+        console.print()
+    console.print(f"A {made.network} node is set up in {made.data_dir}", markup=False)
+    console.print(f"  roles    {', '.join(made.roles)}")
+    console.print(f"  persona  {made.persona}")
+    if not made.passphrase:
+        console.print("  The mnemonic is not encrypted: whoever reads the folder has the keys.")
+    console.print(f"Start it with: p2pnode run --datadir {made.data_dir}", markup=False)
+
+
+def _new_passphrase(config: Config, *, no_passphrase: bool) -> str:
+    if no_passphrase:
+        return ""
+    passphrase = keystore.ask_passphrase(
+        os.environ,
+        config.keystore.passphrase_file,
+        prompt="New passphrase for the keystore: ",
+        confirm=True,
+    )
+    keystore.check_new_passphrase(passphrase, allow_empty=False)
+    return passphrase
+
+
+def _read_words(source: str) -> str:
+    if source == "-":
+        if sys.stdin.isatty():
+            print("Type the words of the mnemonic on one line:", file=sys.stderr)  # noqa: T201  (a prompt)
+            words = sys.stdin.readline(_MAX_WORDS_FILE)
+        else:
+            words = sys.stdin.read(_MAX_WORDS_FILE)
+    else:
+        try:
+            with Path(source).open("rb") as file:
+                words = file.read(_MAX_WORDS_FILE).decode("utf-8", "replace")
+        except OSError as e:
+            raise NoWords(f"the mnemonic can't be read from {source}: {e.strerror or e}") from e
+    if not words.strip():
+        raise NoWords
+    return words
+
+
+def _extra_passphrase() -> str:
+    named = os.environ.get("P2PNODE_MNEMONIC_PASSPHRASE")
+    if named is not None:
+        return named
+    return keystore.ask_passphrase({}, prompt="The mnemonic's own passphrase (BIP39): ", confirm=True)

@@ -1,0 +1,375 @@
+"""Views as tables for people. What a peer wrote is shown as plain text: no markup, no control characters."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from p2pnode.api import schema as s
+from p2pnode.money import format_minor, format_percent, format_sats
+
+WIDE: Final = 200
+"""Columns of a table that goes to a file or a pipe."""
+
+SHORT: Final = 16
+"""Digits of an id in a list; enough to name it in a command."""
+
+_PHASE_STYLES: Final = {"completed": "green", "declined": "yellow", "cancelled": "yellow", "anomalous": "bold red"}
+
+Cell = str | Text | None
+
+
+def show(view: Struct, *, as_json: bool) -> None:
+    """Print a view to stdout: a table, or one JSON document."""
+    if as_json:
+        print(msgspec.json.format(msgspec.json.encode(view), indent=2).decode())  # noqa: T201
+        return
+    # Without a terminal there is no width to keep to, and cut lines would be lost on whoever reads them.
+    console = Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
+    console.print(render(view))
+
+
+def render(view: Struct) -> RenderableType:  # noqa: C901, PLR0911, PLR0912  (one case per view)
+    """The table of a view."""
+    match view:
+        case s.NodeView():
+            return _node(view)
+        case s.StopView():
+            return Text("The node is shutting down.")
+        case s.OfferPage():
+            return _offers(view)
+        case s.OfferView():
+            return _offer(view)
+        case s.TradeList():
+            return _trades(view)
+        case s.TradeView():
+            return trade(view)
+        case s.BalanceView():
+            return _balance(view)
+        case s.AddressView():
+            return Text(view.address)
+        case s.UtxoList():
+            return _utxos(view)
+        case s.HistoryView():
+            return _history(view)
+        case s.SentView():
+            rows = [("txid", view.txid), ("amount", _btc(view.amount_sats)), ("fee", _btc(view.fee_sats))]
+            return _pairs(rows)
+        case s.PeerList():
+            return _peers(view)
+        case s.PeerView():
+            return _pairs([("node", view.node), ("address", view.address)])
+        case s.ArbiterList():
+            return _arbiters(view)
+        case s.ArbiterView():
+            return _arbiter(view)
+        case _:
+            raise TypeError(f"there is no table for {type(view).__name__}")
+
+
+def clean(text: str) -> str:
+    """Text of a stranger without characters that could paint over the terminal; line breaks stay."""
+    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
+
+
+def trade(view: s.TradeView) -> RenderableType:
+    """A trade: the bargain, where it stands, what is to do, the chain, the steps."""
+    give, get = ("receive", "pay") if view.side == "buy" else ("give", "get")
+    escrow = view.escrow
+    rows: list[tuple[str, Cell]] = [
+        ("id", view.id),
+        ("phase", _phase(view.phase)),
+        ("next", view.hint),
+        ("you may", ", ".join(view.actions)),
+        ("you", f"{'buy' if view.side == 'buy' else 'sell'} as {view.seat}"),
+        (f"you {give}", _btc(view.amount_sats)),
+        (f"you {get}", f"{view.volume} {view.currency} by {view.method}"),
+        ("price", f"{view.price} {view.currency}"),
+        ("deposits", f"buyer {_btc(view.buyer_deposit_sats)}, seller {_btc(view.seller_deposit_sats)}"),
+        ("peer", view.peer),
+        ("arbiter", view.arbiter),
+        ("backup arbiter", view.backup),
+        ("ended", view.ending),
+    ]
+    parts: list[RenderableType] = [_pairs(rows)]
+    if view.peer_details:
+        what = "Pay to" if view.side == "buy" else "The buyer pays from"
+        parts.append(_pairs(list(view.peer_details.items()), title=what))
+    if view.payment_note:
+        parts.append(_pairs([("note", view.payment_note)]))
+    if escrow.funding_txid is not None:
+        parts.append(
+            _pairs(
+                [
+                    ("address", escrow.address),
+                    ("value", None if escrow.value_sats is None else _btc(escrow.value_sats)),
+                    ("funding", _tx(escrow.funding_txid, escrow.vout)),
+                    ("", _depth(escrow.funding_depth, view.confirmations_required)),
+                    ("payout", escrow.payout_txid),
+                    ("", _depth(escrow.payout_depth, None) if escrow.payout_txid else None),
+                ],
+                title=f"Escrow (type {escrow.type})",
+            )
+        )
+    if view.steps:
+        steps = _table("when", "what", "phase", title="Steps")
+        for step in view.steps:
+            steps.add_row(_when(step.at), _text(step.event), _phase(step.phase))
+        parts.append(steps)
+    return Group(*parts)
+
+
+def _node(view: s.NodeView) -> RenderableType:
+    chain = view.chain
+    rows: list[tuple[str, Cell]] = [
+        ("network", view.network),
+        ("roles", ", ".join(view.roles)),
+        ("persona", view.persona),
+        ("node", view.node),
+        ("listens on", ", ".join(view.listen)),
+        ("peers", f"{view.dht.peers} known, {view.sessions} connected, some {view.dht.network_size} in the network"),
+        ("records", str(view.dht.records)),
+        ("chain", None if chain is None else _chain(chain)),
+        ("open offers", str(view.open_offers)),
+        ("open trades", str(view.open_trades)),
+        ("up", _span(view.uptime_seconds)),
+        ("data directory", view.data_dir),
+        ("API", view.api),
+        ("version", f"{view.version} (process {view.pid})"),
+    ]
+    return _pairs(rows)
+
+
+def _chain(chain: s.ChainView) -> str:
+    height = "no block yet" if chain.height is None else f"block {chain.height}"
+    return f"{chain.backend} {chain.health}, {height}" + (f": {chain.detail}" if chain.detail else "")
+
+
+def _offers(page: s.OfferPage) -> RenderableType:
+    if not page.offers:
+        return Text("There are no such offers.")
+    table = _table(
+        "id", "maker", "BTC", "price", "deposits", "methods", "arbiters", "expires", "", right=("BTC", "price")
+    )
+    for offer in page.offers:
+        table.add_row(
+            offer.id[:SHORT],
+            f"{offer.side}s",
+            _range(offer),
+            _text(_price(offer)),
+            f"{format_percent(offer.buyer_deposit_ppm)} / {format_percent(offer.seller_deposit_ppm)}",
+            _text(", ".join(offer.methods)),
+            str(len(offer.arbiters)),
+            _span(offer.expires - int(time.time())),
+            f"yours, {offer.state}" if offer.mine else offer.state if offer.state != "open" else "",
+        )
+    if page.next is None:
+        return table
+    return Group(table, Text("There are more: narrow the list, or raise --limit.", style="dim"))
+
+
+def _offer(offer: s.OfferView) -> RenderableType:
+    rows: list[tuple[str, Cell]] = [
+        ("id", offer.id),
+        ("version", str(offer.sequence)),
+        ("state", offer.state + (", yours" if offer.mine else "")),
+        ("maker", offer.maker),
+        (f"the maker {offer.side}s", f"{_range(offer)} BTC"),
+        ("price", _price(offer)),
+        ("methods", ", ".join(offer.methods)),
+        ("payment window", f"{offer.payment_window_blocks} blocks"),
+        ("buyer's deposit", format_percent(offer.buyer_deposit_ppm)),
+        ("seller's deposit", format_percent(offer.seller_deposit_ppm)),
+        ("arbiters", "\n".join(offer.arbiters)),
+        ("escrow types", ", ".join(map(str, offer.escrow_types))),
+        ("confirmations", f"{offer.confirmations} or more"),
+        ("asks of takers", f"{offer.min_completed_trades} completed trades" if offer.min_completed_trades else None),
+        ("terms", offer.terms),
+        ("made", _when(offer.created)),
+        ("expires", f"{_when(offer.expires)} (in {_span(offer.expires - int(time.time()))})"),
+        ("stored on", None if offer.stored_on is None else f"{offer.stored_on} nodes"),
+    ]
+    return _pairs(rows)
+
+
+def _trades(found: s.TradeList) -> RenderableType:
+    if not found.trades:
+        return Text("There are no trades.")
+    table = _table("id", "you", "BTC", "for", "method", "phase", "next", right=("BTC", "for"))
+    for view in found.trades:
+        table.add_row(
+            view.id[:SHORT],
+            f"{view.side} ({view.seat})",
+            format_sats(view.amount_sats),
+            f"{view.volume} {view.currency}",
+            _text(view.method),
+            _phase(view.phase),
+            _text(view.hint),
+        )
+    return table
+
+
+def _balance(view: s.BalanceView) -> RenderableType:
+    table = _table("", "BTC", right=("BTC",))
+    rows = (
+        ("spendable", view.spendable_sats),
+        ("confirmed", view.confirmed_sats),
+        ("pending", view.pending_sats),
+        ("reserved for trades", view.reserved_sats),
+        ("immature", view.immature_sats),
+    )
+    for name, sats in rows:
+        if sats or name == "spendable":
+            table.add_row(name, format_sats(sats))
+    return table
+
+
+def _utxos(found: s.UtxoList) -> RenderableType:
+    if not found.utxos:
+        return Text("The wallet is empty.")
+    table = _table("coin", "BTC", "confirmations", "reserved for", right=("BTC", "confirmations"))
+    for coin in found.utxos:
+        holder = coin.trade[:SHORT] if coin.trade else ""
+        table.add_row(f"{coin.txid}:{coin.vout}", format_sats(coin.value_sats), str(coin.confirmations), holder)
+    return table
+
+
+def _history(view: s.HistoryView) -> RenderableType:
+    if not view.entries:
+        return Text("There are no transactions.")
+    table = _table("when", "txid", "BTC", "fee", "block", right=("BTC", "fee", "block"))
+    for entry in view.entries:
+        fee = "" if entry.fee_sats is None else format_sats(entry.fee_sats)
+        block = "waiting" if entry.height is None else str(entry.height)
+        table.add_row(_when(entry.time), entry.txid, format_sats(entry.net_sats), fee, block)
+    return table
+
+
+def _peers(found: s.PeerList) -> RenderableType:
+    if not found.peers:
+        return Text("No peers are known: add one with `p2pnode peer add`, or set node.seeds.")
+    table = _table("node", "address", "how", "seen", "round trip", right=("round trip",))
+    for peer in found.peers:
+        way = {True: "channel, ours", False: "channel, theirs", None: "dht"}[peer.outgoing]
+        seen = "" if peer.last_seen is None else f"{_span(int(time.time()) - peer.last_seen)} ago"
+        rtt = "" if peer.rtt_ms is None else f"{peer.rtt_ms} ms"
+        table.add_row(_text(peer.node or ""), _text(peer.address), way, seen, rtt)
+    return table
+
+
+def _arbiters(found: s.ArbiterList) -> RenderableType:
+    if not found.arbiters:
+        return Text("No arbiters are known yet.")
+    table = _table(
+        "arbiter", "fee", "up to BTC", "currencies", "methods", "languages", "answers in", right=("up to BTC",)
+    )
+    for one in found.arbiters:
+        table.add_row(
+            one.persona + (" (you)" if one.mine else ""),
+            _fee(one),
+            format_sats(one.max_amount_sats),
+            _text(", ".join(one.currencies) or "any"),
+            _text(", ".join(one.methods) or "any"),
+            _text(", ".join(one.languages)),
+            f"{one.response_blocks} blocks",
+        )
+    return table
+
+
+def _arbiter(one: s.ArbiterView) -> RenderableType:
+    rows: list[tuple[str, Cell]] = [
+        ("arbiter", one.persona),
+        ("announcement", one.announcement),
+        ("fee", _fee(one)),
+        ("up to", _btc(one.max_amount_sats)),
+        ("currencies", ", ".join(one.currencies) or "any"),
+        ("methods", ", ".join(one.methods) or "any"),
+        ("languages", ", ".join(one.languages)),
+        ("answers in", f"{one.response_blocks} blocks"),
+        ("policy", one.policy),
+        ("bond", None if one.bond_sats is None else _btc(one.bond_sats)),
+        ("expires", _when(one.expires)),
+    ]
+    return _pairs(rows)
+
+
+def _fee(one: s.ArbiterView) -> str:
+    return f"{format_percent(one.fee_ppm)}, {_btc(one.fee_floor_sats)} to {_btc(one.fee_cap_sats)}"
+
+
+def _range(offer: s.OfferView) -> str:
+    least, most = format_sats(offer.amount_min_sats), format_sats(offer.amount_max_sats)
+    return most if least == most else f"{least} – {most}"
+
+
+def _price(offer: s.OfferView) -> str:
+    text = "unknown" if offer.price is None else f"{offer.price} {offer.currency}"
+    if offer.margin_ppm is None:
+        return text
+    sign = "+" if offer.margin_ppm >= 0 else ""
+    limit = offer.price_limit_minor_per_btc
+    bound = "" if limit is None else f", limit {format_minor(limit, offer.currency)}"
+    return f"{text} (market {sign}{format_percent(offer.margin_ppm)}{bound})"
+
+
+def _table(*columns: str, right: Iterable[str] = (), title: str | None = None) -> Table:
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+def _pairs(rows: Sequence[tuple[str, Cell]], *, title: str | None = None) -> Table:
+    """Names and values below each other; rows without a value are left out."""
+    table = Table(box=None, show_header=False, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        if value not in (None, ""):
+            table.add_row(_text(name), value if isinstance(value, Text) else _text(str(value)))
+    return table
+
+
+def _text(text: str) -> Text:
+    return Text(clean(text))
+
+
+def _phase(phase: str) -> Text:
+    return Text(clean(phase), style=_PHASE_STYLES.get(phase, "cyan"))
+
+
+def _btc(sats: int) -> str:
+    return f"{format_sats(sats)} BTC"
+
+
+def _tx(txid: str, vout: int | None) -> str:
+    return txid if vout is None else f"{txid}:{vout}"
+
+
+def _depth(depth: int | None, required: int | None) -> str:
+    if depth is None:
+        return "not seen on the chain yet"
+    of = f" of {required}" if required is not None and depth < required else ""
+    return "in the mempool" if depth == 0 else f"{depth}{of} confirmation{'s' if depth != 1 or of else ''}"
+
+
+def _when(unix: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix))
+
+
+def _span(seconds: int) -> str:
+    if seconds <= 0:
+        return "0 s"
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
