@@ -32,6 +32,7 @@ from escrow.signatures import SIGHASH_ALL, is_point
 from escrow.sizes import MAX_SIGNATURE
 from escrow.transactions import Witness
 from protocol.contract import Contract, contract_id
+from protocol.types import Branch as Branch  # noqa: PLC0414  (part of what this module offers)
 from protocol.types import EscrowType, Network, Side
 
 Keys = tuple[bytes, bytes, bytes]
@@ -50,14 +51,6 @@ class Role(IntEnum):
     def of(cls, side: Side) -> Self:
         """The role of a party."""
         return cls.BUYER if side is Side.BUY else cls.SELLER
-
-
-class Branch(IntEnum):
-    """Which set of three keys signs."""
-
-    MAIN = 1
-    BACKUP = 2
-    """With the backup arbiter, once the escrow is `delay` blocks deep."""
 
 
 class EscrowScript(Struct, frozen=True):

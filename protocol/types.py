@@ -60,6 +60,14 @@ class EscrowType(IntEnum):
     WSH_2OF3_BACKUP = 2
 
 
+class Branch(IntEnum):
+    """Which of a contract's two arbiters, and which set of the escrow's keys (SPEC section 6.1)."""
+
+    MAIN = 1
+    BACKUP = 2
+    """Signs once the escrow is as old as the contract's delay."""
+
+
 Sats = Annotated[int, Meta(ge=0, le=MAX_MONEY)]
 """An amount of bitcoin, in satoshis."""
 
