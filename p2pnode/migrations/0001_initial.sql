@@ -143,11 +143,3 @@ CREATE TABLE counters (
     name  TEXT PRIMARY KEY,
     value INTEGER NOT NULL
 ) WITHOUT ROWID;
-
--- Nodes of the DHT that answered last time, so that the network is found again with all seeds down.
-CREATE TABLE peers (
-    node BLOB PRIMARY KEY,
-    host TEXT NOT NULL,
-    port INTEGER NOT NULL,
-    seen INTEGER NOT NULL
-) WITHOUT ROWID;

@@ -1,0 +1,423 @@
+"""The composition root: one node, put together from its parts, started in order and stopped in reverse.
+
+Order of start: lock, keys, database; chain and wallet; channels and DHT; what an earlier run left to do; the API last,
+so that whoever finds it finds a whole node. A part that fails to start stops those before it, and the error is one
+line. Nothing below this file makes another part; each is handed what it needs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import random
+import signal
+import time
+from contextlib import AsyncExitStack, suppress
+from functools import partial
+from typing import Final, Self
+
+from dht.disk import open_storage
+from dht.engine import EngineConfig
+from dht.errors import PortInUse
+from dht.node import DhtConfig, DhtNode, Seed
+from dht.topics import contact_topic
+from escrow.address import address_of
+from escrow.chain.base import ChainBackend
+from escrow.script import escrow_script
+from escrow.wallet.base import Wallet
+from p2pnode.api.server import ApiServer
+from p2pnode.api.services import Services
+from p2pnode.arbiters import ArbiterDirectory
+from p2pnode.backends import make_backend, make_wallet
+from p2pnode.chainwatch import ChainWatch
+from p2pnode.channels import CannotListen, Channels, Limits, Service
+from p2pnode.clock import Clock, SystemClock
+from p2pnode.config import Config
+from p2pnode.contacts import Contacts
+from p2pnode.contractfile import ContractDirectory
+from p2pnode.contribution import Contributor
+from p2pnode.database import Database
+from p2pnode.datadir import DataDir
+from p2pnode.delivery import DELIVER_SERVICE, Delivery, Refusal
+from p2pnode.engine import Engine
+from p2pnode.executor import Executor
+from p2pnode.intake import Intake
+from p2pnode.keyring import Keyring
+from p2pnode.keystore import Keys
+from p2pnode.notices import Notices
+from p2pnode.offerbook import OfferBook
+from p2pnode.ownoffers import OwnOffers
+from p2pnode.policy import TradePolicy
+from p2pnode.ports import unavailable
+from p2pnode.post import ChannelPost
+from p2pnode.publisher import OwnContact, Publisher
+from p2pnode.reconcile import Reconciler
+from p2pnode.records import record_kinds
+from p2pnode.services.arbiters import ArbiterService
+from p2pnode.services.events import EventService, IdempotencyService
+from p2pnode.services.market import Market
+from p2pnode.services.node import NodeFacts, NodeService
+from p2pnode.services.offers import OfferService
+from p2pnode.services.peers import PeerService
+from p2pnode.services.trades import TradeService
+from p2pnode.services.views import TradeViews
+from p2pnode.services.wallet import CoinService
+from p2pnode.taking import Taking
+from p2pnode.tradestore import TradeStore
+from protocol import trade_events as ev
+from protocol.contact import Address
+from protocol.contract import Contract
+from protocol.types import Network
+from protocol.wire import MAX_ENVELOPE, Envelope
+
+PORT_ATTEMPTS: Final = 8
+"""With port 0: how often a UDP port is tried whose TCP twin turns out to be taken."""
+BOOTSTRAP_PAUSE: Final = 15.0
+"""Seconds between attempts to enter the network while nobody is known."""
+
+log = logging.getLogger(__name__)
+
+
+class DhtClock:
+    """The DHT's view of time."""
+
+    def monotonic(self) -> float:
+        """Seconds that never go back."""
+        return time.monotonic()
+
+    def unix(self) -> float:
+        """Seconds since 1970-01-01 UTC."""
+        return time.time()
+
+
+class App:
+    """One running node."""
+
+    def __init__(self, config: Config, keys: Keys, clock: Clock | None = None) -> None:
+        self.config = config
+        self.keyring = Keyring(keys.seed, config.network)
+        self.keys = keys
+        self.clock = clock or SystemClock()
+        self.data = DataDir(config.data_dir)
+        self._parts = AsyncExitStack()
+        self._stopping = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        """Start everything. Raises P2PError with one clear line; then everything is stopped again."""
+        try:
+            await self._start()
+        except BaseException:
+            await self._parts.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Stop everything, newest part first."""
+        await self._parts.aclose()
+
+    def stop(self) -> None:
+        """Ask the node to shut down."""
+        self._stopping.set()
+
+    async def wait_stopped(self) -> None:
+        """Return once `stop` was called."""
+        await self._stopping.wait()
+
+    # --- parts ------------------------------------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        config, clock, network = self.config, self.clock, self.config.network
+        database = Database(self.data.database)
+        self._parts.callback(database.close)
+        self.notices = Notices(database)
+        self.book = OfferBook(database, network, capacity=config.limits.book_offers)
+        trades = TradeStore(database)
+
+        backend: ChainBackend | None = None
+        wallet: Wallet | None = None
+        if not config.has("bootstrap"):
+            backend = make_backend(config)
+            self._parts.push_async_callback(backend.close)
+            await backend.start()
+            wallet = make_wallet(config, self.keys, backend, database, clock)
+            self._parts.push_async_callback(wallet.close)
+            await wallet.start()
+
+        services: dict[int, Service] = {}
+        channels = Channels(self.keyring.node, network, services, limits=_channel_limits(config), clock=clock)
+        self._parts.push_async_callback(channels.close)
+        host, port, dht = await self._listen(channels)
+
+        contacts = Contacts(database, network, partial(_lookup_contact, dht, network))
+        own_contact = OwnContact(
+            database,
+            self.keyring.persona,
+            network,
+            clock,
+            self.keyring.node.public,
+            partial(_published_addresses, config, host, port),
+        )
+        self.own = OwnOffers(database, self.book, self.notices, self.keyring, network, clock)
+        personas = (self.keyring.persona.public,)
+        directory = ArbiterDirectory(database, dht, network, clock, own=personas, referenced=self.own.announcement_ids)
+        publisher = Publisher(
+            dht,
+            clock,
+            random.SystemRandom(),
+            own=self.own,
+            contact=own_contact,
+            directory=directory,
+            personas=personas,
+        )
+        self._parts.push_async_callback(publisher.close)
+        market = Market(self.book, dht, network, clock)
+        self._parts.push_async_callback(market.close)
+
+        offers: OfferService | None = None
+        trade_service: TradeService | None = None
+        coins: CoinService | None = None
+        if backend is not None and wallet is not None:
+            watch, engine, executor, delivery, reconciler, taking = self._trading(
+                trades, backend, wallet, channels, services, contacts, own_contact
+            )
+            views = TradeViews(trades, network, _describe_escrow)
+            trade_service = TradeService(engine, views)
+            offers = OfferService(
+                self.own,
+                self.book,
+                market,
+                directory,
+                publisher,
+                taking,
+                views,
+                trades,
+                own_contact,
+                self.keyring.persona,
+                network,
+                clock,
+            )
+            coins = CoinService(
+                wallet,
+                backend,
+                max_fee_rate=config.trade.max_fee_rate_sats_per_kvb,
+                fee_target_blocks=config.wallet.fee_target_blocks,
+            )
+            await _release_orphans(wallet, trades)
+            self.own.reconcile()
+            for part in (watch, executor, delivery, reconciler):
+                self._parts.push_async_callback(part.close)
+            await watch.start()
+            executor.start()
+            delivery.start()
+            reconciler.start()
+
+        publisher.start()
+        self._spawn_bootstrap(dht, publisher)
+        persona = self.keyring.persona.public
+        facts = NodeFacts(
+            network=network,
+            node=self.keyring.node.public,
+            persona=None if config.has("bootstrap") else persona,
+            roles=config.roles,
+            listen=(f"{host}:{port}",),
+            data_dir=config.data_dir,
+            started=clock.now(),
+        )
+        arbitrates = config.has("arbiter")
+        api_services = Services(
+            node=NodeService(
+                facts, dht, clock, self.stop, chain=backend, sessions=channels.sessions, trades=trades, own=self.own
+            ),
+            peers=PeerService(dht, channels.sessions, clock),
+            arbiters=ArbiterService(
+                directory,
+                publisher if arbitrates else None,
+                self.keyring.persona if arbitrates else None,
+                self.keyring.arbiter_base_point if arbitrates else None,
+            ),
+            events=EventService(self.notices),
+            idempotency=IdempotencyService(database, clock),
+            offers=offers,
+            trades=trade_service,
+            wallet=coins,
+        )
+        api = ApiServer(api_services, config.api, self.data)
+        self._parts.push_async_callback(api.close)
+        await api.start()
+        self._every_minute(lambda: self._housekeep(contacts))
+
+    def _trading(
+        self,
+        trades: TradeStore,
+        backend: ChainBackend,
+        wallet: Wallet,
+        channels: Channels,
+        services: dict[int, Service],
+        contacts: Contacts,
+        own_contact: OwnContact,
+    ) -> tuple[ChainWatch, Engine, Executor, Delivery, Reconciler, Taking]:
+        config, clock, network = self.config, self.clock, self.config.network
+        engine = Engine(trades, self.notices, self.keyring, clock, lambda: watch.height)
+        engine.subscribe(self.own.follow)
+        watch = ChainWatch(backend, engine, clock)
+        contributor = Contributor(self.keyring, wallet, clock)
+        files = ContractDirectory(config.data_dir / "contracts")
+        executor = Executor(engine, wallet, backend, watch, self.keyring, contributor, self.own, files, clock)
+        policy = TradePolicy(
+            greatest_fee_rate=config.trade.max_fee_rate_sats_per_kvb,
+            max_open_trades=config.trade.max_open,
+            max_amount=config.trade.max_amount_sats,
+            confirmations=config.trade.confirmations,
+        )
+
+        def refused(refusal: Refusal) -> None:
+            engine.apply(refusal.message.trade_id, ev.DeliveryRefused(refusal.code, refusal.text))
+
+        post = ChannelPost(channels)
+        delivery = Delivery(trades, contacts, post, clock, on_refusal=refused)
+        engine.subscribe(lambda state: delivery.kick(state.peer))
+        reconciler = Reconciler(engine, delivery, contacts, post, self.keyring, self.notices, network, clock)
+        intake = Intake(engine, self.own, contacts, policy, network, clock, on_sync=reconciler.received)
+        services[DELIVER_SERVICE] = Service(intake.deliver, request_bytes=MAX_ENVELOPE, reply_bytes=0)
+        taking = Taking(
+            engine,
+            self.keyring,
+            contributor,
+            wallet,
+            backend,
+            policy,
+            network,
+            clock,
+            contact=own_contact.envelope,
+        )
+        return watch, engine, executor, delivery, reconciler, taking
+
+    async def _listen(self, channels: Channels) -> tuple[str, int, DhtNode]:
+        """TCP and UDP on one port number. With port 0, one that is free for both."""
+        config = self.config.node
+        for attempt in range(PORT_ATTEMPTS):
+            dht = self._dht()
+            try:
+                await dht.start()
+            except PortInUse as e:
+                raise unavailable(OSError(errno.EADDRINUSE, ""), config.host, config.port, "node.port") from e
+            port = dht.local[1]
+            try:
+                await channels.listen(config.host, port)
+            except CannotListen:
+                await dht.close()
+                if config.port != 0 or attempt + 1 == PORT_ATTEMPTS:
+                    raise
+                continue
+            self._parts.push_async_callback(dht.close)
+            return config.host, port, dht
+        raise AssertionError("the loop above returns or raises")
+
+    def _dht(self) -> DhtNode:
+        config = self.config
+        rng = random.SystemRandom()
+        local = config.node.local_addresses or config.network is Network.REGTEST
+        return DhtNode(
+            DhtConfig(
+                config.node.host,
+                config.node.port,
+                engine=EngineConfig(client=config.node.dht_client, local_addresses=local),
+            ),
+            self.keyring.node,
+            config.network,
+            record_kinds(config.network),
+            open_storage(config.data_dir / "dht.db", rng),
+            clock=DhtClock(),
+            rng=rng,
+        )
+
+    # --- in the background --------------------------------------------------------------------------------------
+
+    def _spawn(self, name: str, work: object) -> None:
+        task = asyncio.ensure_future(work)  # type: ignore[call-overload]  # a coroutine
+        task.set_name(name)
+
+        async def end() -> None:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+        self._parts.push_async_callback(end)
+
+    def _spawn_bootstrap(self, dht: DhtNode, publisher: Publisher) -> None:
+        seeds = [Seed.parse(text) for text in self.config.node.seeds]
+
+        async def enter() -> None:
+            while True:
+                if not dht.peers():
+                    known = await dht.bootstrap(seeds)
+                    if known:
+                        log.info("entered the network: %d nodes known", known)
+                        publisher.kick()
+                    elif seeds:
+                        log.warning("no seed answers; trying again in %d s", BOOTSTRAP_PAUSE)
+                await asyncio.sleep(BOOTSTRAP_PAUSE)
+
+        self._spawn("bootstrap", enter())
+
+    def _every_minute(self, work: object) -> None:
+        async def loop() -> None:
+            while True:
+                work()  # type: ignore[operator]
+                await asyncio.sleep(60)
+
+        self._spawn("housekeeping", loop())
+
+    def _housekeep(self, contacts: Contacts) -> None:
+        now = self.clock.now()
+        self.book.expire(now)
+        self.own.expire(now)
+        contacts.forget_expired(now)
+
+
+def run(config: Config, keys: Keys) -> None:
+    """Run a node until it is told to stop (SIGINT, SIGTERM, or the API). Raises P2PError when it can't start."""
+    asyncio.run(_serve(config, keys))
+
+
+async def _serve(config: Config, keys: Keys) -> None:
+    async with App(config, keys) as app:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, app.stop)
+        log.info("ready")
+        await app.wait_stopped()
+        log.info("stopping")
+
+
+def _channel_limits(config: Config) -> Limits:
+    per_origin = config.limits.sessions if config.network is Network.REGTEST else config.limits.sessions_per_address
+    return Limits(max_inbound=config.limits.sessions, max_inbound_per_origin=per_origin)
+
+
+async def _lookup_contact(dht: DhtNode, network: Network, persona: bytes) -> list[Envelope]:
+    return await dht.get(contact_topic(network, persona), paths=3)
+
+
+def _published_addresses(config: Config, host: str, port: int) -> tuple[Address, ...]:
+    """Where others may try to reach us: what the user configured, else the address that we listen on."""
+    if config.node.external:
+        pairs = (text.rpartition(":") for text in config.node.external)
+        return tuple(Address(h.strip("[]"), int(p)) for h, _, p in pairs)
+    if host in ("0.0.0.0", "::"):  # noqa: S104  (recognised, not bound)
+        return (Address("127.0.0.1", port),) if config.network is Network.REGTEST else ()
+    return (Address(host, port),)
+
+
+def _describe_escrow(contract: Contract, network: Network) -> tuple[bytes, str]:
+    script = escrow_script(contract, network)
+    return script.witness_script, address_of(script.script_pubkey, network)
+
+
+async def _release_orphans(wallet: Wallet, trades: TradeStore) -> None:
+    """A crash between reserving coins and recording the take leaves coins that no trade knows."""
+    for reservation in await wallet.reservations():
+        stored = trades.get(reservation.holder)
+        if stored is None:
+            await wallet.release(reservation.holder)
