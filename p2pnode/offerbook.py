@@ -1,21 +1,42 @@
 """The local order book: every offer that the network showed us, indexed for the questions people ask.
 
-Only verified envelopes come in. A row without `raw` is a tombstone: it keeps a revoked or taken version from coming
-back until the offer would have expired. Amounts are satoshis, prices minor units per bitcoin.
+Only verified envelopes come in. A row that is not `live` is a tombstone: it keeps a revoked or taken version from
+coming back until the offer would have expired. Amounts are satoshis, prices minor units per bitcoin.
+
+A market is a currency and the maker's side. Within one, offers come best first for whoever takes them: fixed prices
+(cheapest of sellers, dearest of buyers), then margins on a market price. `rank` is that order as one number, and the
+index `book_order` holds all that a filter looks at, so that a question that fits nothing in a book of 100,000 offers is
+answered from the index alone.
 """
 
 from __future__ import annotations
 
-from typing import Final
+import binascii
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Iterable
+from enum import Enum
+from typing import Annotated, Final
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from p2pnode.database import Database
+from p2pnode.idprefix import id_range
+from protocol.errors import Malformed, TooLarge, UserError
 from protocol.offer import FixedPrice, Offer, Revocation
-from protocol.types import Network, Side
-from protocol.wire import Envelope, Kind, open_envelope, parse_envelope, unpack
+from protocol.types import CurrencyCode, Hash32, Network, PersonaId, Side
+from protocol.wire import Envelope, Kind, open_envelope, pack, parse_envelope, unpack
 
-MAX_LISTED: Final = 1_000
+MAX_LISTED: Final = 500
+CAPACITY: Final = 20_000
+TRIM_TO: Final = 0.95
+"""A book over its capacity is cut to this share of it, because each cut looks at everything."""
+_CURSOR_LIMIT: Final = 200
+
+
+class BadCursor(UserError):
+    """That cursor does not belong to this question: take `next` of the page before, with the same filter."""
+
+    code = 3041
 
 
 class BookEntry(Struct, frozen=True):
@@ -33,37 +54,79 @@ class BookFilter(Struct, frozen=True):
     side: Side | None = None
     method: str | None = None
     amount: int | None = None
-    maker: bytes | None = None
     limit: int = 100
+
+
+class BookPage(Struct, frozen=True):
+    """Offers in order, and the cursor of the next page (None: this was the last)."""
+
+    entries: tuple[BookEntry, ...]
+    next: str | None
+
+
+class Standing(Enum):
+    """What became of an offer that the book knows."""
+
+    LIVE = "live"
+    GONE = "gone"
+    """Revoked or taken."""
+    EXPIRED = "expired"
+
+
+class BookPlace(Struct, frozen=True):
+    """One offer that fits an id; `entry` is there only while it is live."""
+
+    maker: bytes
+    offer_id: bytes
+    standing: Standing
+    entry: BookEntry | None
+
+
+class _Cursor(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The place of a page's last offer in the order; the fields are the columns of that order."""
+
+    currency: CurrencyCode
+    side: Side
+    floating: bool
+    rank: Annotated[int, Meta(ge=-(10**18), le=10**18)]
+    maker: PersonaId
+    offer_id: Hash32
+
+
+_ORDER: Final = _Cursor.__struct_fields__
 
 
 class OfferBook:
     """Offers in SQLite."""
 
-    def __init__(self, database: Database, network: Network) -> None:
+    def __init__(self, database: Database, network: Network, *, capacity: int = CAPACITY) -> None:
+        """`capacity`: how many offers and tombstones it keeps, at most."""
+        self._database = database
         self._db = database.connection
         self._network = network
+        self._capacity = capacity
+
+    # --- coming in ----------------------------------------------------------------------------------------------
 
     def add(self, envelope: Envelope, offer: Offer, now: int) -> bool:
         """Keep a verified offer unless this or a newer version, or its tombstone, is known. True when it is new."""
-        fixed = isinstance(offer.price, FixedPrice)
+        place = _place(offer)
         cursor = self._db.execute(
-            f"""INSERT INTO book (maker, offer_id, sequence, envelope, raw, side, currency, amount_min, amount_max,
-                                  price, margin, methods, expires, seen)
-                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+            f"""INSERT INTO book (maker, offer_id, sequence, raw, live, side, currency, floating, rank, amount_min,
+                                  amount_max, methods, expires, seen)
+                VALUES (?, ?, ?, ?, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?)
                 ON CONFLICT (maker, offer_id) DO UPDATE SET {_REPLACED} WHERE excluded.sequence > book.sequence""",  # noqa: S608
             (
                 offer.maker,
                 offer.offer_id,
                 offer.sequence,
-                envelope.id,
                 envelope.raw,
                 int(offer.side),
                 offer.currency,
+                place.floating,
+                place.rank,
                 offer.amount_min,
                 offer.amount_max,
-                offer.price.price if isinstance(offer.price, FixedPrice) else None,
-                None if fixed else offer.price.margin,  # type: ignore[union-attr]  # mypy can't follow `fixed`
                 f",{','.join(offer.methods)},",
                 offer.expires,
                 now,
@@ -74,11 +137,12 @@ class OfferBook:
     def revoke(self, revocation: Revocation) -> bool:
         """Put a tombstone over every version up to its sequence. True when it hides something or is new."""
         cursor = self._db.execute(
-            """INSERT INTO book (maker, offer_id, sequence, envelope, raw, side, currency, amount_min, amount_max,
-                                 price, margin, methods, expires, seen)
-               VALUES (?, ?, ?, x'', NULL, ?, ?, 0, 0, NULL, NULL, '', ?, 0)
-               ON CONFLICT (maker, offer_id) DO UPDATE SET raw = NULL, sequence = excluded.sequence,
-                   expires = max(excluded.expires, book.expires) WHERE excluded.sequence >= book.sequence""",
+            """INSERT INTO book (maker, offer_id, sequence, raw, live, side, currency, floating, rank, amount_min,
+                                 amount_max, methods, expires, seen)
+               VALUES (?, ?, ?, NULL, 0, ?, ?, 0, 0, 0, 0, '', ?, 0)
+               ON CONFLICT (maker, offer_id) DO UPDATE SET raw = NULL, live = 0, sequence = excluded.sequence,
+                   expires = max(excluded.expires, book.expires)
+               WHERE excluded.sequence > book.sequence OR (excluded.sequence = book.sequence AND book.live = 1)""",
             (
                 revocation.maker,
                 revocation.offer_id,
@@ -96,69 +160,153 @@ class OfferBook:
             return self.revoke(unpack(envelope.body, Revocation, limit=Kind.OFFER_REVOCATION.limit))
         return self.add(envelope, unpack(envelope.body, Offer, limit=Kind.OFFER.limit), now)
 
-    def find(self, offer_id: bytes, now: int) -> list[BookEntry]:
-        """The live offers whose id begins with `offer_id`: one, unless two makers chose one id."""
-        upper = offer_id + b"\xff" * (33 - len(offer_id))
-        rows = self._db.execute(
-            "SELECT raw, seen FROM book WHERE offer_id >= ? AND offer_id < ? AND raw IS NOT NULL AND expires > ?",
-            (offer_id, upper, now),
-        )
-        return [self._entry(raw, seen) for raw, seen in rows]
-
-    def search(self, wanted: BookFilter, now: int) -> list[BookEntry]:
-        """Live offers that fit, best price first for whoever takes them (cheapest of sellers, dearest of buyers)."""
-        clauses, values = ["raw IS NOT NULL", "expires > ?"], [now]
-        conditions: list[tuple[str, object | None]] = [
-            ("currency = ?", wanted.currency),
-            ("side = ?", None if wanted.side is None else int(wanted.side)),
-            ("maker = ?", wanted.maker),
-            ("methods LIKE '%,' || ? || ',%'", wanted.method),
-            ("amount_min <= ?", wanted.amount),
-            ("amount_max >= ?", wanted.amount),
-        ]
-        bound: list[object] = list(values)
-        for clause, value in conditions:
-            if value is not None:
-                clauses.append(clause)
-                bound.append(value)
-        order = "price DESC, margin DESC" if wanted.side is Side.BUY else "price, margin"
-        query = f"SELECT raw, seen FROM book WHERE {' AND '.join(clauses)} ORDER BY {order} LIMIT ?"  # noqa: S608
-        bound.append(min(wanted.limit, MAX_LISTED))
-        return [self._entry(raw, seen) for raw, seen in self._db.execute(query, bound)]
-
-    def markets(self) -> list[tuple[str, Side, int]]:
-        """(currency, maker's side, live offers) of every market that we hold."""
-        rows = self._db.execute(
-            "SELECT currency, side, count(*) FROM book WHERE raw IS NOT NULL GROUP BY currency, side ORDER BY 1, 2"
-        )
-        return [(currency, Side(side), count) for currency, side, count in rows]
+    def read_many(self, envelopes: Iterable[Envelope], now: int) -> int:
+        """`read` for many in one commit, then cut the book to its capacity; how many changed it."""
+        with self._database.transaction():
+            changed = sum(self.read(envelope, now) for envelope in envelopes)
+            if changed:
+                self._trim()
+        return changed
 
     def expire(self, now: int) -> int:
         """Forget offers and tombstones whose time is over; how many."""
         return self._db.execute("DELETE FROM book WHERE expires <= ?", (now,)).rowcount
+
+    def _trim(self) -> None:
+        """Over capacity, those who hold the most rows lose some: flooding pushes out the flood, not the others."""
+        (count,) = self._db.execute("SELECT count(*) FROM book").fetchone()
+        if count <= self._capacity:
+            return
+        excess = count - int(self._capacity * TRIM_TO)
+        self._db.execute(
+            """DELETE FROM book WHERE (maker, offer_id) IN (
+                   SELECT maker, offer_id FROM book
+                   ORDER BY row_number() OVER (PARTITION BY maker ORDER BY seen) DESC, seen DESC LIMIT ?)""",
+            (excess,),
+        )
+
+    # --- answering ----------------------------------------------------------------------------------------------
+
+    def locate(self, prefix: str, now: int) -> list[BookPlace]:
+        """Every known offer whose id begins with these hex digits: one, unless two makers chose one id."""
+        lowest, highest = id_range(prefix)
+        rows = self._db.execute(
+            "SELECT maker, offer_id, raw, seen, expires FROM book WHERE offer_id BETWEEN ? AND ? LIMIT ?",
+            (lowest, highest, MAX_LISTED),
+        )
+        places = []
+        for maker, offer_id, raw, seen, expires in rows:
+            standing = Standing.GONE if raw is None else Standing.EXPIRED if expires <= now else Standing.LIVE
+            entry = self._entry(raw, seen) if standing is Standing.LIVE else None
+            places.append(BookPlace(maker, offer_id, standing, entry))
+        return places
+
+    def search(self, wanted: BookFilter, now: int, *, after: str | None = None) -> BookPage:
+        """Live offers that fit: by currency, then buyers before sellers, best first in each market.
+
+        `after` is the `next` of the page before, under the same filter. Raises BadCursor.
+        """
+        side = None if wanted.side is None else int(wanted.side)
+        fixed = {"currency": wanted.currency, "side": side}
+        clauses, bound = ["live = 1"], []
+        conditions: list[tuple[str, object | None]] = [
+            ("currency = ?", wanted.currency),
+            ("side = ?", side),
+            ("expires > ?", now),
+            ("instr(methods, ?)", None if wanted.method is None else f",{wanted.method},"),
+            ("amount_min <= ?", wanted.amount),
+            ("amount_max >= ?", wanted.amount),
+        ]
+        for clause, value in conditions:
+            if value is not None:
+                clauses.append(clause)
+                bound.append(value)
+        # Columns that the filter fixes are left out of the order, so that the index is entered right at the cursor.
+        order = [column for column in _ORDER if fixed.get(column) is None]
+        if after is not None:
+            cursor = _decode(after)
+            if any(value not in (None, getattr(cursor, column)) for column, value in fixed.items()):
+                raise BadCursor
+            clauses.append(f"({', '.join(order)}) > ({', '.join('?' * len(order))})")
+            bound += [getattr(cursor, column) for column in order]
+        limit = min(wanted.limit, MAX_LISTED)
+        # The inner query reads nothing but the index; rows are fetched only for what is shown.
+        rows = self._db.execute(
+            f"""SELECT b.raw, b.seen FROM
+                    (SELECT maker, offer_id FROM book WHERE {" AND ".join(clauses)}
+                     ORDER BY {", ".join(order)} LIMIT ?) AS i
+                CROSS JOIN book AS b USING (maker, offer_id) ORDER BY {", ".join(f"b.{c}" for c in order)}""",  # noqa: S608  (clauses and columns are ours)
+            (*bound, limit + 1),
+        ).fetchall()
+        entries = tuple(self._entry(raw, seen) for raw, seen in rows[:limit])
+        return BookPage(entries, _encode(_place(entries[-1].offer)) if len(rows) > limit else None)
+
+    def currencies(self, limit: int = 16) -> list[str]:
+        """The first currencies, in alphabetical order, that somebody offers."""
+        rows = self._db.execute(
+            """WITH RECURSIVE known (currency) AS (
+                   SELECT min(currency) FROM book WHERE live = 1
+                   UNION ALL
+                   SELECT (SELECT min(b.currency) FROM book AS b WHERE b.live = 1 AND b.currency > known.currency)
+                   FROM known WHERE known.currency IS NOT NULL)
+               SELECT currency FROM known WHERE currency IS NOT NULL LIMIT ?""",
+            (limit,),
+        )
+        return [row[0] for row in rows]
+
+    def markets(self) -> list[tuple[str, Side, int]]:
+        """(currency, maker's side, offers) of every market that we hold."""
+        rows = self._db.execute(
+            "SELECT currency, side, count(*) FROM book WHERE live = 1 GROUP BY currency, side ORDER BY 1, 2"
+        )
+        return [(currency, Side(side), count) for currency, side, count in rows]
+
+    def verify(self, entry: BookEntry) -> None:
+        """Check the stored envelope's signature again, before money follows from it. Raises BadSignature."""
+        open_envelope(entry.envelope.raw, self._network, limit=Kind.OFFER.limit)
 
     def _entry(self, raw: bytes, seen: int) -> BookEntry:
         # Verified before it was stored; the disk is ours.
         envelope = parse_envelope(raw, self._network, limit=Kind.OFFER.limit)
         return BookEntry(envelope, unpack(envelope.body, Offer, limit=Kind.OFFER.limit), seen)
 
-    def verify(self, entry: BookEntry) -> None:
-        """Check the stored envelope's signature again, before money follows from it. Raises BadSignature."""
-        open_envelope(entry.envelope.raw, self._network, limit=Kind.OFFER.limit)
+
+def _place(offer: Offer) -> _Cursor:
+    """Where an offer stands in the order. The taker of a buyer's offer wants the dearest first."""
+    number = offer.price.price if isinstance(offer.price, FixedPrice) else offer.price.margin
+    return _Cursor(
+        currency=offer.currency,
+        side=offer.side,
+        floating=not isinstance(offer.price, FixedPrice),
+        rank=number if offer.side is Side.SELL else -number,
+        maker=offer.maker,
+        offer_id=offer.offer_id,
+    )
+
+
+def _encode(place: _Cursor) -> str:
+    return urlsafe_b64encode(pack(place)).decode()
+
+
+def _decode(text: str) -> _Cursor:
+    try:
+        return unpack(urlsafe_b64decode(text.encode()), _Cursor, limit=_CURSOR_LIMIT)
+    except (binascii.Error, UnicodeEncodeError, Malformed, TooLarge) as e:
+        raise BadCursor from e
 
 
 _REPLACED: Final = ", ".join(
-    f"{c} = excluded.{c}"
-    for c in (
+    f"{column} = excluded.{column}"
+    for column in (
         "sequence",
-        "envelope",
         "raw",
+        "live",
         "side",
         "currency",
+        "floating",
+        "rank",
         "amount_min",
         "amount_max",
-        "price",
-        "margin",
         "methods",
         "expires",
         "seen",

@@ -1,0 +1,414 @@
+"""One's own offers and the book: made, found, shown, edited, withdrawn, taken."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from msgspec.structs import replace
+
+from p2pnode.api.schema import (
+    BadOffer,
+    OfferDraft,
+    OfferEdit,
+    OfferFilter,
+    OfferPage,
+    OfferView,
+    TakeRequest,
+    TradeView,
+)
+from p2pnode.arbiters import ArbiterDirectory
+from p2pnode.clock import Clock
+from p2pnode.money import parse_minor
+from p2pnode.offerbook import BadCursor, BookEntry, BookFilter, OfferBook, Standing
+from p2pnode.ownoffers import OfferState, OfferTooLarge, OwnOffer, OwnOffers
+from p2pnode.publisher import OwnContact, Publisher
+from p2pnode.services import drafts
+from p2pnode.services.choosing import (
+    Chosen,
+    Need,
+    NoArbiter,
+    TakeWishes,
+    choose_for_take,
+    escrow_types,
+    kept_arbiters,
+    known_arbiters,
+    named_arbiters,
+)
+from p2pnode.services.market import Market
+from p2pnode.services.views import SIDES, OfferViews, Prices, TradeViews, only
+from p2pnode.taking import ArbiterChoice
+from p2pnode.tradestore import TradeStore
+from protocol import trade_state as st
+from protocol.errors import Malformed, NotFound, UserError
+from protocol.identity import SigningKey, parse_persona
+from protocol.messages import Details
+from protocol.offer import ArbiterRef, Offer, OutOfRange, volume
+from protocol.types import EscrowType, Network, Side
+from protocol.wire import Envelope
+
+CURRENCIES: Final = ("EUR", "USD", "GBP", "CHF", "JPY", "CAD", "AUD", "BRL")
+"""Markets that are looked up when somebody asks for all: the DHT can't list which there are."""
+MAX_MARKETS: Final = 16
+MAX_PER_MARKET: Final = 64
+"""Offers and tombstones of one maker that the DHT keeps in one market (`dht.records.RecordKind`)."""
+PLACING_SECONDS: Final = 5.0
+"""How long an answer waits for the DHT to take a record; the publisher goes on after it."""
+TAKE_REFRESH_SECONDS: Final = 1.0
+"""How long a take waits to hear whether the offer has changed."""
+FRESH_ARBITERS_SECONDS: Final = 1.0
+
+_OWN_CURSOR: Final = re.compile(r"([0-9]{1,13})\.([0-9a-f]{64})")
+
+
+class OfferClosed(NotFound):
+    """The offer is no longer open: it was taken, withdrawn, or its time is over. Look for another."""
+
+    code = 3045
+
+
+class OfferChanged(UserError):
+    """The offer has changed since you looked at it: look again."""
+
+    code = 3046
+
+
+class BadTake(UserError):
+    """The offer can't be taken like this."""
+
+    code = 3047
+
+
+class Taker(Protocol):
+    """What begins a trade (`p2pnode.taking`)."""
+
+    async def take(  # noqa: PLR0913  (a take has these parts)
+        self,
+        envelope: Envelope,
+        offer: Offer,
+        *,
+        amount: int,
+        price: int,
+        method: str,
+        details: Details,
+        arbiter: ArbiterChoice,
+        backup: ArbiterChoice | None,
+        escrow_type: EscrowType,
+        fee_rate: int | None = None,
+    ) -> bytes:
+        """Record the take of a verified offer and begin; returns the trade's id."""
+        ...
+
+
+class OfferService:
+    """`api.services.Offers`."""
+
+    def __init__(  # noqa: PLR0913, PLR0917  (offers touch most of a node)
+        self,
+        own: OwnOffers,
+        book: OfferBook,
+        market: Market,
+        directory: ArbiterDirectory,
+        publisher: Publisher,
+        taker: Taker,
+        trade_views: TradeViews,
+        trades: TradeStore,
+        contact: OwnContact,
+        persona: SigningKey,
+        network: Network,
+        clock: Clock,
+        *,
+        prices: Prices | None = None,
+        currencies: Sequence[str] = CURRENCIES,
+    ) -> None:
+        """`prices` gives market prices, `currencies` are looked up when somebody asks for all markets."""
+        self._own = own
+        self._book = book
+        self._market = market
+        self._directory = directory
+        self._publisher = publisher
+        self._taker = taker
+        self._trade_views = trade_views
+        self._trades = trades
+        self._contact = contact
+        self._persona = persona.public
+        self._network = network
+        self._clock = clock
+        self._currencies = tuple(currencies)
+        self._views = OfferViews(prices)
+
+    # --- one's own ----------------------------------------------------------------------------------------------
+
+    async def create(self, draft: OfferDraft) -> OfferView:
+        """Sign and publish; returns once the record is in the store and was handed to the DHT.
+
+        Raises BadOffer, BadPrice, BadId, NoArbiter, OfferTooLarge.
+        """
+        methods = drafts.method_names(draft.methods)
+        details = drafts.all_details(draft.methods)
+        side = SIDES[draft.side]
+        self._check_room(draft.currency, side)
+        need = Need(draft.currency, methods, draft.amount_max_sats, self._persona)
+        arbiters = await self._arbiters([parse_persona(text) for text in draft.arbiters], need)
+        around = drafts.Surroundings(
+            arbiters, escrow_types(draft.escrow_types, len(arbiters)), self._contact.hint(), self._clock.now()
+        )
+        offer = drafts.new_offer(draft, self._persona, self._clock.random(32), around)
+        drafts.check(offer, self._views.price(offer))
+        try:
+            own = await self._create(offer, details)
+        except Malformed as e:
+            raise BadOffer(e.detail) from e
+        return await self._placed(own)
+
+    async def edit(self, offer: str, changes: OfferEdit) -> OfferView:
+        """Publish the next version of an own offer.
+
+        Raises NotFound, OfferNotOpen, ShorterLife, and what `create` raises.
+        """
+        own = self._own_offer(offer)
+        present = own.offer
+        methods = present.methods if changes.methods is None else drafts.method_names(changes.methods)
+        details = None if changes.methods is None else drafts.all_details(changes.methods)
+        amount = changes.amount_max_sats or present.amount_max
+        need = Need(present.currency, methods, amount, self._persona)
+        if changes.arbiters is None:
+            await self._directory.refresh()
+            arbiters = kept_arbiters(self._directory, present.arbiters, need)
+        else:
+            arbiters = await self._arbiters([parse_persona(text) for text in changes.arbiters], need)
+        fitting = [k for k in present.escrow_types if k is not EscrowType.WSH_2OF3_BACKUP or len(arbiters) >= 2]
+        around = drafts.Surroundings(
+            arbiters, escrow_types(fitting, len(arbiters)), self._contact.hint(), self._clock.now()
+        )
+
+        def change(offer: Offer, *, hints: bool = True) -> Offer:
+            edited = drafts.edited_offer(offer, changes, around)
+            drafts.check(edited, self._views.price(edited))
+            return edited if hints else replace(edited, contacts=())
+
+        try:
+            try:
+                own = await self._own.edit(own.offer_id, change, details)
+            except OfferTooLarge:
+                own = await self._own.edit(own.offer_id, lambda offer: change(offer, hints=False), details)
+        except Malformed as e:
+            raise BadOffer(e.detail) from e
+        return await self._placed(own)
+
+    async def revoke(self, offer: str) -> OfferView:
+        """Withdraw an own offer; again is fine. Raises NotFound."""
+        own = self._own.revoke(self._own_offer(offer).offer_id, self._clock.now())
+        if own.state is OfferState.EXPIRED:
+            return self._views.own(own)
+        return await self._placed(own)
+
+    # --- finding ------------------------------------------------------------------------------------------------
+
+    async def find(self, wanted: OfferFilter) -> OfferPage:
+        """The book (of the market asked for, looked up in the DHT when it is stale), or one's own offers."""
+        if wanted.mine:
+            return self._find_own(wanted)
+        sides = tuple(Side) if wanted.side is None else (SIDES[wanted.side],)
+        await self._market.refresh(self._markets(wanted.currency), sides)
+        question = BookFilter(
+            currency=wanted.currency,
+            side=None if wanted.side is None else SIDES[wanted.side],
+            method=wanted.method,
+            amount=wanted.amount_sats,
+            limit=wanted.limit,
+        )
+        page = self._book.search(question, self._clock.now(), after=wanted.cursor)
+        return OfferPage(offers=tuple(self._listed(entry) for entry in page.entries), next=page.next)
+
+    async def show(self, offer: str) -> OfferView:
+        """One offer, own or of the book. Raises NotFound, OfferClosed, AmbiguousId."""
+        found = self._locate(offer)
+        return self._views.own(found) if isinstance(found, OwnOffer) else self._listed(found)
+
+    # --- taking -------------------------------------------------------------------------------------------------
+
+    async def take(self, offer: str, request: TakeRequest) -> TradeView:
+        """Begin a trade; returns once the take is recorded, before the maker answers.
+
+        Raises NotFound, OfferClosed, AmbiguousId, OfferChanged, BadTake, OutOfRange, NoArbiter, and what the taker
+        raises (InsufficientFunds and others).
+        """
+        found = self._to_take(offer)
+        await self._market.refresh((found.offer.currency,), (found.offer.side,), wait_seconds=TAKE_REFRESH_SECONDS)
+        found = self._to_take(offer)
+        self._book.verify(found)
+        terms = found.offer
+        price = self._check_guards(terms, request)
+        amount = self._amount(terms, price, request)
+        if request.method not in terms.methods:
+            raise BadTake(f"the offer takes {' and '.join(terms.methods)}, not {request.method}")
+        details = self._details(request)
+        self._check_requirements(terms)
+        chosen = await self._choose(terms, amount, request)
+        trade_id = await self._taker.take(
+            found.envelope,
+            terms,
+            amount=amount,
+            price=price,
+            method=request.method,
+            details=details,
+            arbiter=chosen.arbiter,
+            backup=chosen.backup,
+            escrow_type=chosen.escrow_type,
+            fee_rate=request.fee_rate_sats_per_kvb,
+        )
+        return self._trade_views.show(trade_id)
+
+    def _to_take(self, offer: str) -> BookEntry:
+        found = self._locate(offer)
+        if isinstance(found, OwnOffer) or found.offer.maker == self._persona:
+            raise BadTake("that is your own offer: you can't take it, but edit or revoke it")
+        return found
+
+    def _check_guards(self, offer: Offer, request: TakeRequest) -> int:
+        """The offer's exact price, if it is still what the user saw. Raises OfferChanged, BadTake, BadPrice."""
+        if request.sequence is not None and request.sequence != offer.sequence:
+            raise OfferChanged(
+                f"the offer was edited since you looked (version {offer.sequence}, not {request.sequence}): look again"
+            )
+        price = self._views.price(offer)
+        if price is None:
+            raise BadTake(f"the offer's price follows the market, and this node has no price of {offer.currency}")
+        if request.price is not None and parse_minor(request.price, offer.currency) != price:
+            raise OfferChanged(f"the offer's price is not {request.price} {offer.currency} (any more): look again")
+        return price
+
+    def _amount(self, offer: Offer, price: int, request: TakeRequest) -> int:
+        spread = f"{offer.amount_min:,} to {offer.amount_max:,} sat"
+        if request.amount_sats is None and offer.amount_min != offer.amount_max:
+            raise BadTake(f"say how much: the offer is for {spread}")
+        amount = offer.amount_min if request.amount_sats is None else request.amount_sats
+        if not offer.amount_min <= amount <= offer.amount_max:
+            raise OutOfRange(f"{amount:,} sat is outside the offer's range of {spread}")
+        if volume(amount, price) < 1:
+            raise BadTake(f"{amount:,} sat is worth less than the smallest unit of {offer.currency}")
+        return amount
+
+    def _details(self, request: TakeRequest) -> Details:
+        try:
+            return drafts.details_of(request.details, request.method)
+        except BadOffer as e:
+            raise BadTake(e.detail) from e
+
+    def _check_requirements(self, offer: Offer) -> None:
+        asked = offer.requirements.completed_trades
+        if not asked:
+            return
+        done = sum(isinstance(stored.state.phase, st.Completed) for stored in self._trades.all())
+        if done < asked:
+            raise BadTake(f"the maker asks for {asked} completed trades, and you have {done}")
+
+    async def _choose(self, offer: Offer, amount: int, request: TakeRequest) -> Chosen:
+        wishes = TakeWishes(
+            arbiter=None if request.arbiter is None else parse_persona(request.arbiter),
+            backup=None if request.backup is None else parse_persona(request.backup),
+            escrow_type=None if request.escrow_type is None else EscrowType(request.escrow_type),
+        )
+        if wishes.arbiter is not None and wishes.arbiter == wishes.backup:
+            raise BadTake("the arbiter and its backup must be two")
+        if any(self._directory.get(ref.announcement) is None for ref in offer.arbiters):
+            await self._directory.refresh(fresh_seconds=FRESH_ARBITERS_SECONDS)
+        return choose_for_take(self._directory, offer, request.method, amount, self._persona, wishes)
+
+    # --- inside -------------------------------------------------------------------------------------------------
+
+    async def _arbiters(self, personas: Sequence[bytes], need: Need) -> tuple[ArbiterRef, ...]:
+        """Those that the user names, or the best known. What can't be found is looked up once. Raises NoArbiter."""
+        await self._directory.refresh()
+        try:
+            return self._pick(personas, need)
+        except NoArbiter:
+            await self._directory.refresh(fresh_seconds=FRESH_ARBITERS_SECONDS)
+            return self._pick(personas, need)
+
+    def _pick(self, personas: Sequence[bytes], need: Need) -> tuple[ArbiterRef, ...]:
+        if personas:
+            return named_arbiters(self._directory, personas, need)
+        return known_arbiters(self._directory, need)
+
+    async def _create(self, offer: Offer, details: dict[str, Details]) -> OwnOffer:
+        """With a hint where we are if it fits the datagram; the contact record in the DHT says it too."""
+        try:
+            return await self._own.create(offer, details)
+        except OfferTooLarge:
+            return await self._own.create(replace(offer, contacts=()), details)
+
+    async def _placed(self, own: OwnOffer) -> OfferView:
+        await self._publisher.placed(self._own.record(own), PLACING_SECONDS)
+        return self._views.own(self._own.get(own.offer_id) or own)
+
+    def _check_room(self, currency: str, side: Side) -> None:
+        living = self._own.living(self._clock.now())
+        held = sum(own.offer.currency == currency and own.offer.side is side for own in living)
+        if held >= MAX_PER_MARKET:
+            raise BadOffer(
+                f"the network keeps {MAX_PER_MARKET} offers of one maker in a market, ended ones too until they would "
+                "have expired: wait, or edit one that you have"
+            )
+
+    def _own_offer(self, prefix: str) -> OwnOffer:
+        return only(self._own.find(prefix), "own offer", prefix)
+
+    def _locate(self, prefix: str) -> OwnOffer | BookEntry:
+        """The one offer, own or another's, that an id means. Raises NotFound, OfferClosed, AmbiguousId."""
+        own = self._own.find(prefix)
+        known = {o.offer_id for o in own}
+        places = [
+            place
+            for place in self._book.locate(prefix, self._clock.now())
+            if not (place.maker == self._persona and place.offer_id in known)
+        ]
+        live = [place.entry for place in places if place.entry is not None]
+        if not own and not live and places:
+            gone = any(place.standing is Standing.GONE for place in places)
+            raise OfferClosed(
+                "that offer was taken or withdrawn: look for another" if gone else "that offer has expired"
+            )
+        candidates: list[OwnOffer | BookEntry] = [*own, *live]
+        return only(candidates, "offer", prefix)
+
+    def _markets(self, currency: str | None) -> Sequence[str]:
+        if currency is not None:
+            return (currency,)
+        return list(dict.fromkeys((*self._currencies, *self._book.currencies())))[:MAX_MARKETS]
+
+    def _listed(self, entry: BookEntry) -> OfferView:
+        mine = entry.offer.maker == self._persona
+        own = self._own.get(entry.offer.offer_id) if mine else None
+        return self._views.listed(entry, mine=mine) if own is None else self._views.own(own)
+
+    def _find_own(self, wanted: OfferFilter) -> OfferPage:
+        """One's own, newest first. Few enough to be read whole."""
+        after = None if wanted.cursor is None else _read_cursor(wanted.cursor)
+        found = [own for own in self._own.all() if _fits(own.offer, wanted)]
+        if after is not None:
+            found = [own for own in found if (-own.created, own.offer_id) > after]
+        page = found[: wanted.limit]
+        more = len(found) > len(page)
+        return OfferPage(
+            offers=tuple(self._views.own(own) for own in page),
+            next=f"{page[-1].created}.{page[-1].offer_id.hex()}" if more else None,
+        )
+
+
+def _fits(offer: Offer, wanted: OfferFilter) -> bool:
+    return (
+        (wanted.side is None or offer.side is SIDES[wanted.side])
+        and (wanted.currency is None or offer.currency == wanted.currency)
+        and (wanted.method is None or wanted.method in offer.methods)
+        and (wanted.amount_sats is None or offer.amount_min <= wanted.amount_sats <= offer.amount_max)
+    )
+
+
+def _read_cursor(text: str) -> tuple[int, bytes]:
+    match = _OWN_CURSOR.fullmatch(text)
+    if match is None:
+        raise BadCursor
+    return -int(match.group(1)), bytes.fromhex(match.group(2))
