@@ -18,6 +18,7 @@ from escrow.chain.blocks import parse_tx
 from escrow.coins import OutPoint, TxOut
 from escrow.errors import GateRefused
 from escrow.hd import ExtendedKey
+from escrow.sizes import OVERHEAD_WEIGHT, P2WPKH_INPUT_WEIGHT, ROUNDING_WEIGHT, fee, output_weight
 from escrow.transactions import Witness, output_bytes, parse, stripped
 from escrow.wallet.base import AmountBelowDust, InsufficientFunds
 from escrow.wallet.engine import Built, EngineCoin, Keychain, Snapshot
@@ -33,6 +34,14 @@ _KEYCHAINS: Final = {Keychain.EXTERNAL: bdk.KeychainKind.EXTERNAL, Keychain.INTE
 _FROM_BDK: Final = {kind: keychain for keychain, kind in _KEYCHAINS.items()}
 _TPRV: Final = bytes.fromhex("04358394")
 _XPRV: Final = bytes.fromhex("0488ade4")
+
+_TOO_LITTLE: Final = (
+    bdk.CreateTxError.InsufficientFunds,
+    bdk.CreateTxError.CoinSelection,
+    bdk.CreateTxError.NoUtxosSelected,
+)
+_LEAST_WEIGHT: Final = OVERHEAD_WEIGHT + P2WPKH_INPUT_WEIGHT - 1
+"""Weight units of a payment from one coin, with a low-R signature, without its outputs."""
 
 # Foreign inputs of a PSBT carry nothing that BDK could check; ours carry their full previous transactions.
 _SIGNING: Final = bdk.SignOptions(
@@ -146,15 +155,20 @@ class BdkEngine:
         builder = (
             bdk.TxBuilder()
             .add_recipient(bdk.Script(script), bdk.Amount.from_sat(amount))
-            # BDK counts per 1,000 weight units: rounded up, a quarter of a satoshi per kvB at most is lost.
-            .fee_rate(bdk.FeeRate.from_sat_per_kwu(-(-fee_rate // 4)))
+            .fee_rate(_bdk_rate(fee_rate))
             .unspendable([_outpoint(o) for o in forbidden])
             .exclude_unconfirmed()
         )
         try:
             psbt = builder.finish(self._wallet)
-        except bdk.CreateTxError.InsufficientFunds as e:
-            raise InsufficientFunds(e.needed, e.available, 0) from e
+        except (
+            bdk.CreateTxError.InsufficientFunds,
+            bdk.CreateTxError.CoinSelection,
+            bdk.CreateTxError.NoUtxosSelected,
+        ) as e:
+            # BDK tells the sums in words only; this is the least that was needed.
+            needed = amount + fee(_LEAST_WEIGHT + output_weight(len(script)), fee_rate)
+            raise InsufficientFunds(needed, 0, 0) from e
         except bdk.CreateTxError.OutputBelowDustLimit as e:
             raise AmountBelowDust from e
         if not self._wallet.sign(psbt, _SIGNING):
@@ -175,6 +189,15 @@ class BdkEngine:
                 raise GateRefused(f"the wallet could not sign input {index}; nothing was signed")
             witnesses[index] = tuple(bytes(item) for item in stack)
         return witnesses
+
+
+def _bdk_rate(fee_rate: FeeRate) -> Any:  # noqa: ANN401 - BDK ships no types
+    """BDK's form of a rate, rounded up so that the fee reaches `fee_rate` in whole virtual bytes too.
+
+    BDK counts weight units; nodes count up to three more. Our smallest payments have `_LEAST_WEIGHT` and an output.
+    """
+    least = _LEAST_WEIGHT + output_weight(22)
+    return bdk.FeeRate.from_sat_per_kwu(-(-fee_rate * (least + ROUNDING_WEIGHT) // (4 * least)))
 
 
 def _parse(raw: bytes) -> tuple[Any, Any]:

@@ -1,19 +1,18 @@
 """The user's wallet: a ledger that follows the chain, an engine that holds the keys, and reservations.
 
 Theory of operation. The chain backend tells the `Ledger` on the event loop; the ledger's facts go to disk and to the
-engine on one thread of the wallet's own, where all that blocks is done in order (BDK, SQLite). The engine is loaded anew
-when facts have changed and somebody asks. Everything that picks coins or hands out scripts holds one lock, so two
+engine on one thread of the wallet's own, where all that blocks is done in order (BDK, SQLite). The engine is loaded
+anew when facts have changed and somebody asks. Everything that picks coins or hands out scripts holds one lock, so two
 trades can't pick the same coin, nor two callers get the same script.
 
-Gates: a payment is read back before it is broadcast, and must pay what was asked and the rest to ourselves; only coins that
-are reserved for the holder are signed for it.
+Gates: a payment is read back before it is broadcast, and must pay what was asked and the rest to ourselves; only coins
+that are reserved for the holder are signed for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -49,7 +48,7 @@ from escrow.wallet.base import (
 from escrow.wallet.coinselect import choose
 from escrow.wallet.engine import Keychain, WalletEngine
 from escrow.wallet.ledger import Entry, Ledger, Place
-from escrow.wallet.storage import LedgerStore
+from escrow.wallet.storage import CantWrite, LedgerStore
 from protocol.errors import ChainError, UserError
 from protocol.types import FeeRate, Height, Network, Sats, UnixTime
 
@@ -59,6 +58,8 @@ T = TypeVar("T")
 
 COINBASE_MATURITY: Final = 100
 _PURPOSE_LENGTH: Final = 200
+_CHANGE_SIZE: Final = 22
+_CHANGE_DUST: Final = 294
 _NON_SEGWIT_SPEND: Final = 148
 """Bytes that Core's dust rule counts for spending an output that is not segwit."""
 
@@ -157,9 +158,8 @@ class HotWallet:
         birthday = store.begin(self._engine.identity, tip.height if wanted is None else wanted)
         known = store.load()
         revealed = known.revealed[Keychain.EXTERNAL], known.revealed[Keychain.INTERNAL]
-        return Ledger(
-            self._engine.script, self._clock, entries=known.entries, revealed=revealed, tip=known.tip
-        ), birthday
+        script = self._engine.script
+        return Ledger(script, self._clock, entries=known.entries, revealed=revealed, tip=known.tip), birthday
 
     def _shut(self, ledger: Ledger | None) -> None:
         store, self._store = self._store, None
@@ -329,10 +329,8 @@ class HotWallet:
         """Pay from coins that nobody holds. See `Wallet.send`."""
         self._check_rate(fee_rate)
         script = script_of(address, self.network)
-        if amount < _dust_of(script):
-            raise AmountBelowDust(
-                f"{amount:,} sat is too small: this kind of address takes {_dust_of(script):,} or more"
-            )
+        if amount < (least := _dust_of(script)):
+            raise AmountBelowDust(f"{amount:,} sat is too small: this kind of address takes {least:,} sat or more")
         async with self._lock:
             forbidden = {r.outpoint for r in await self.reservations()}
             try:
@@ -355,8 +353,8 @@ class HotWallet:
         paid = [o for o in tx.outputs if o.script_pubkey == script]
         rest = [o for o in tx.outputs if o.script_pubkey != script]
         cost = brought - sum(o.value for o in tx.outputs)
-        # A change output that would be dust goes to the miners as well.
-        most = fee(weight(raw) + output_weight(len(script)), fee_rate + 4) + dust_limit(script)
+        # Change that would be dust goes to the miners as well, with what its output would have cost.
+        most = fee(weight(raw) + output_weight(_CHANGE_SIZE), fee_rate + fee_rate // 100 + 8) + _CHANGE_DUST
         if (
             None in spent
             or forbidden & set(tx.spends)
@@ -445,9 +443,9 @@ class HotWallet:
         store, changes = self._open_store, self._ledger.take_changes()
         try:
             await self._in_thread(lambda: store.save(changes))
-        except sqlite3.Error as e:
+        except CantWrite as e:
             self._ledger.put_back(changes)
-            _log.error("the wallet file %s can't be written: %s", self._path, e)
+            _log.error("%s", e)
 
     def _history_of(self, entry: Entry) -> HistoryEntry:
         ledger = self._ledger

@@ -8,6 +8,8 @@ it but the labels and the count of scripts that were handed out can be found in 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +18,7 @@ from escrow.chain.blocks import parse_tx
 from escrow.wallet.base import WalletMismatch
 from escrow.wallet.engine import Keychain
 from escrow.wallet.ledger import Changes, Entry, Place
-from protocol.errors import DataCorrupt
+from protocol.errors import DataCorrupt, LocalError
 from protocol.types import Height, UnixTime
 
 _VERSION: Final = 1
@@ -47,6 +49,12 @@ CREATE TABLE IF NOT EXISTS addresses (
 PRAGMA user_version = 1;
 COMMIT;
 """
+
+
+class CantWrite(LocalError):
+    """The wallet file can't be written: is the disk full?"""
+
+    code = 1201
 
 
 class LedgerStore:
@@ -101,41 +109,42 @@ class LedgerStore:
         return Changes(entries, revealed, None if tip is None else _unpack(tip))
 
     def save(self, changes: Changes) -> None:
-        """Write what changed, all or nothing."""
+        """Write what changed, all or nothing. Raises CantWrite."""
         external, internal = changes.revealed[Keychain.EXTERNAL], changes.revealed[Keychain.INTERNAL]
         tip = None if changes.tip is None else _pack(changes.tip)
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
+        rows = [
+            (e.tx.txid, e.tx.raw, e.place, None if e.block is None else _pack(e.block), e.seen, e.own)
+            for e in changes.entries
+        ]
+        with self._transaction():
             self._connection.execute(
                 "UPDATE wallet SET external = max(external, ?), internal = max(internal, ?), tip = ?",
                 (external, internal, tip),
             )
-            self._connection.executemany(
-                "INSERT OR REPLACE INTO transactions VALUES (?, ?, ?, ?, ?, ?)",
-                [
-                    (e.tx.txid, e.tx.raw, e.place, None if e.block is None else _pack(e.block), e.seen, e.own)
-                    for e in changes.entries
-                ],
-            )
-        except BaseException:
-            self._connection.execute("ROLLBACK")
-            raise
-        self._connection.execute("COMMIT")
+            self._connection.executemany("INSERT OR REPLACE INTO transactions VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def hand_out(self, keychain: Keychain, number: int, script: bytes, purpose: str, made: UnixTime) -> None:
-        """Record that script `number` of a keychain was handed out; on disk when this returns."""
+        """Record that script `number` of a keychain was handed out; on disk when this returns. Raises CantWrite."""
         column = "external" if keychain is Keychain.EXTERNAL else "internal"
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
+        with self._transaction():
             # The column is one of two words of ours.
             self._connection.execute(f"UPDATE wallet SET {column} = max({column}, ?)", (number + 1,))  # noqa: S608
             self._connection.execute(
                 "INSERT OR REPLACE INTO addresses VALUES (?, ?, ?, ?)", (script, number, purpose, made)
             )
-        except BaseException:
-            self._connection.execute("ROLLBACK")
-            raise
-        self._connection.execute("COMMIT")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as e:
+            raise CantWrite(f"the wallet file {self._path} can't be written ({e}): is the disk full?") from e
 
     def _corrupt(self, cause: Exception) -> DataCorrupt:
         return DataCorrupt(f"the wallet file {self._path} can't be read ({cause}): restore it from a backup")

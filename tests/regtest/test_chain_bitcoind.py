@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
@@ -16,8 +13,8 @@ from escrow.address import address_of
 from escrow.chain.base import (
     BackendAuthFailed,
     BackendUnreachable,
-    ChainEvent,
     Confirmed,
+    FeeUnknown,
     Health,
     Rejected,
     Seen,
@@ -32,79 +29,23 @@ from escrow.chain.base import (
 from escrow.chain.bitcoind import BitcoindBackend, BitcoindConfig
 from escrow.chain.blocks import parse_tx
 from escrow.chain.rpc import BitcoindRpc, CookieLogin, PasswordLogin, RpcError
-from escrow.chain.stream import EventStream
 from escrow.coins import OutPoint, txid_bytes, txid_text
 from p2pnode.regtest import RegtestNode
 from protocol.types import Network
-
-E = TypeVar("E")
-SLOW_POLL = 3_600.0
-"""With this, only ZMQ can be the reason for what is seen."""
-
-
-def config_for(node: RegtestNode, **options: object) -> BitcoindConfig:
-    base: dict[str, object] = {
-        "network": Network.REGTEST,
-        "url": node.rpc_url,
-        "login": CookieLogin(node.cookie_path),
-        "fallback_fee_rate": 2_000,
-        "poll_seconds": 0.05,
-        "safety_poll_seconds": SLOW_POLL,
-    }
-    return BitcoindConfig(**{**base, **options})  # type: ignore[arg-type]
-
-
-@asynccontextmanager
-async def backend_on(node: RegtestNode, **options: object) -> AsyncIterator[BitcoindBackend]:
-    backend = BitcoindBackend(config_for(node, **options))
-    await backend.start()
-    try:
-        yield backend
-    finally:
-        await backend.close()
-
-
-async def next_of(stream: EventStream[ChainEvent], kind: type[E], **fields: object) -> E:
-    """The next event of a kind with such fields; others are passed over."""
-    async with asyncio.timeout(20):
-        async for event in stream:
-            if isinstance(event, kind) and all(getattr(event, k) == v for k, v in fields.items()):
-                return event
-    raise AssertionError("the stream ended")
-
-
-async def until(true: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(20):
-        while not await true():  # noqa: ASYNC110 - bitcoind has no event to wait for
-            await asyncio.sleep(0.01)
+from tests.regtest.chain_support import (
+    SLOW_POLL,
+    backend_on,
+    config_for,
+    next_of,
+    node_spend,
+    own_output,
+    pay,
+    until,
+)
 
 
 def fresh_script(rng: random.Random) -> bytes:
     return b"\x00\x20" + rng.randbytes(32)
-
-
-async def pay(node: RegtestNode, script: bytes, sats: int = 100_000, confirmations: int = 0) -> OutPoint:
-    txid = txid_bytes(await node.fund(address_of(script, Network.REGTEST), sats, confirmations=confirmations))
-    raw = await node.rpc("gettransaction", txid_text(txid), wallet="miner")
-    outputs = parse_tx(bytes.fromhex(raw["hex"])).outputs
-    return OutPoint(txid, next(i for i, o in enumerate(outputs) if o.script_pubkey == script))
-
-
-async def own_output(node: RegtestNode, sats: int = 100_000) -> tuple[OutPoint, bytes]:
-    """A coin of the node's own wallet, in its mempool, that the node can spend again."""
-    address = await node.new_address()
-    script = bytes.fromhex((await node.rpc("getaddressinfo", address, wallet="miner"))["scriptPubKey"])
-    return await pay(node, script, sats), script
-
-
-async def spend(node: RegtestNode, coin: OutPoint, sats: int, *, send: bool = True) -> bytes:
-    """A signed transaction of the node's wallet that spends exactly `coin` to itself."""
-    inputs = [{"txid": txid_text(coin.txid), "vout": coin.vout, "sequence": 0xFFFFFFFD}]
-    raw = await node.rpc("createrawtransaction", inputs, [{await node.new_address(): f"{sats / 1e8:.8f}"}])
-    signed = (await node.rpc("signrawtransactionwithwallet", raw, wallet="miner"))["hex"]
-    if send:
-        await node.rpc("sendrawtransaction", signed)
-    return bytes.fromhex(signed)
 
 
 class TestWatching:
@@ -137,7 +78,7 @@ class TestWatching:
             coin, script = await own_output(bitcoind)
             await bitcoind.mine(1)
             await backend.watch(WatchRequest(b"k", script, coin, 1))
-            raw = await spend(bitcoind, coin, 90_000)
+            raw = await node_spend(bitcoind, coin, 90_000)
             waiting = await next_of(stream, SpentBy)
             assert (waiting.tx, waiting.height, waiting.depth, waiting.outpoint) == (raw, None, 0, coin)
             block = (await bitcoind.mine(1))[0]
@@ -154,7 +95,7 @@ class TestWatching:
             await node.ensure_coins(2)
             coin, script = await own_output(node)
             await node.mine(20)
-            await spend(node, coin, 90_000)
+            await node_spend(node, coin, 90_000)
             async with backend_on(node) as backend:
                 stream = backend.events()
                 request = WatchRequest(b"k", script, coin if by_outpoint else None, 1, depth=6)
@@ -211,7 +152,7 @@ class TestWatching:
             coin, script = await own_output(bitcoind)
             await backend.watch(WatchRequest(b"k", script, None, (await backend.tip()).height))
             await next_of(stream, Seen)
-            await spend(bitcoind, coin, 90_000)
+            await node_spend(bitcoind, coin, 90_000)
             assert (await next_of(stream, SpentBy)).depth == 0
             await bitcoind.mine(2)
             await next_of(stream, Confirmed, depth=2)
@@ -274,7 +215,7 @@ class TestReorganisation:
             coin, script = await own_output(own_bitcoind)
             await own_bitcoind.mine(1)
             await backend.watch(WatchRequest(b"k", script, coin, 1))
-            raw = await spend(own_bitcoind, coin, 90_000)
+            raw = await node_spend(own_bitcoind, coin, 90_000)
             await own_bitcoind.mine(1)
             await next_of(stream, SpentBy, depth=1)
             await own_bitcoind.reorganise(1)
@@ -387,9 +328,9 @@ class TestMempool:
             stream = backend.events()
             coin, script = await own_output(bitcoind)
             await backend.watch(WatchRequest(b"k", script, coin, 1))
-            first = await spend(bitcoind, coin, 99_000)
+            first = await node_spend(bitcoind, coin, 99_000)
             assert (await next_of(stream, SpentBy)).tx == first
-            second = await spend(bitcoind, coin, 80_000)
+            second = await node_spend(bitcoind, coin, 80_000)
             assert (await next_of(stream, SpendUndone)).txid == parse_tx(first).txid
             assert (await next_of(stream, SpentBy)).tx == second
             await bitcoind.mine(1)
@@ -410,7 +351,7 @@ class TestMempool:
             signed = (await bitcoind.rpc("signrawtransactionwithwallet", raw, wallet="miner"))["hex"]
             await bitcoind.rpc("sendrawtransaction", signed)
             paid = await next_of(stream, Seen)
-            await spend(bitcoind, coin, 80_000)
+            await node_spend(bitcoind, coin, 80_000)
             assert (await next_of(stream, Unseen)).outpoint == paid.outpoint
 
 
@@ -420,7 +361,7 @@ class TestBroadcast:
     ) -> None:
         async with backend_on(bitcoind) as backend:
             coin, _ = await own_output(bitcoind)
-            raw = await spend(bitcoind, coin, 90_000, send=False)
+            raw = await node_spend(bitcoind, coin, 90_000, send=False)
             txid = parse_tx(raw).txid
             await backend.test_accept(raw)
             for _ in range(2):
@@ -429,7 +370,7 @@ class TestBroadcast:
             block = (await bitcoind.mine(1))[0]
             await backend.look()
             assert await backend.broadcast(raw) == txid
-            await spend(bitcoind, OutPoint(txid, 0), 80_000)
+            await node_spend(bitcoind, OutPoint(txid, 0), 80_000)
             assert await backend.broadcast(raw) == txid
             await bitcoind.mine(1)
             await backend.look()
@@ -444,17 +385,17 @@ class TestBroadcast:
             stream = backend.events()
             coin, script = await own_output(bitcoind)
             await backend.watch(WatchRequest(b"k", script, coin, 1))
-            raw = await spend(bitcoind, coin, 90_000, send=False)
+            raw = await node_spend(bitcoind, coin, 90_000, send=False)
             await backend.broadcast(raw)
             assert (await next_of(stream, SpentBy)).tx == raw
 
     async def test_a_refused_transaction_names_the_nodes_reason(self, bitcoind: RegtestNode) -> None:
         async with backend_on(bitcoind) as backend:
             coin, _ = await own_output(bitcoind)
-            free = await spend(bitcoind, coin, 100_000, send=False)
+            free = await node_spend(bitcoind, coin, 100_000, send=False)
             with pytest.raises(Rejected, match="min relay fee not met"):
                 await backend.broadcast(free)
-            good = await spend(bitcoind, coin, 90_000, send=False)
+            good = await node_spend(bitcoind, coin, 90_000, send=False)
             broken = good[:-80] + bytes([good[-80] ^ 1]) + good[-79:]  # in the signature
             with pytest.raises(Rejected, match=r"script-verify|Signature|mandatory"):
                 await backend.broadcast(broken)
@@ -464,12 +405,15 @@ class TestBroadcast:
             with pytest.raises(Rejected, match="missing"):
                 await backend.test_accept(unknown)
 
-    async def test_fee_rate_is_never_under_what_the_mempool_takes(self, bitcoind: RegtestNode) -> None:
-        async with backend_on(bitcoind) as backend:
+    async def test_fee_rate_is_never_under_what_the_mempool_takes(self, own_bitcoind: RegtestNode) -> None:
+        async with backend_on(own_bitcoind) as backend:
             assert await backend.fee_rate(6) == 2_000
-        info = await bitcoind.rpc("getmempoolinfo")
+        async with backend_on(own_bitcoind, fallback_fee_rate=None) as backend:
+            with pytest.raises(FeeUnknown):
+                await backend.fee_rate(6)
+        info = await own_bitcoind.rpc("getmempoolinfo")
         floor = int(max(info["minrelaytxfee"], info["mempoolminfee"]) * 100_000_000)
-        async with backend_on(bitcoind, fallback_fee_rate=1) as backend:
+        async with backend_on(own_bitcoind, fallback_fee_rate=1) as backend:
             assert await backend.fee_rate(6) == floor
 
 
