@@ -126,7 +126,7 @@ class App:
 
     # --- parts ------------------------------------------------------------------------------------------------
 
-    async def _start(self) -> None:
+    async def _start(self) -> None:  # noqa: PLR0915  (one line per part)
         config, clock, network = self.config, self.clock, self.config.network
         database = Database(self.data.database)
         self._parts.callback(database.close)
@@ -144,7 +144,10 @@ class App:
             self._parts.push_async_callback(wallet.close)
             await wallet.start()
 
-        services: dict[int, Service] = {}
+        services = {}
+        if backend is not None:
+            # Bound late: what answers is made of parts that need the channels themselves.
+            services[DELIVER_SERVICE] = Service(self._deliver, request_bytes=MAX_ENVELOPE, reply_bytes=0)
         channels = Channels(self.keyring.node, network, services, limits=_channel_limits(config), clock=clock)
         self._parts.push_async_callback(channels.close)
         host, port, dht = await self._listen(channels)
@@ -179,7 +182,7 @@ class App:
         coins: CoinService | None = None
         if backend is not None and wallet is not None:
             watch, engine, executor, delivery, reconciler, taking = self._trading(
-                trades, backend, wallet, channels, services, contacts, own_contact
+                trades, backend, wallet, channels, contacts, own_contact
             )
             views = TradeViews(trades, network, _describe_escrow)
             trade_service = TradeService(engine, views)
@@ -253,7 +256,6 @@ class App:
         backend: ChainBackend,
         wallet: Wallet,
         channels: Channels,
-        services: dict[int, Service],
         contacts: Contacts,
         own_contact: OwnContact,
     ) -> tuple[ChainWatch, Engine, Executor, Delivery, Reconciler, Taking]:
@@ -278,8 +280,7 @@ class App:
         delivery = Delivery(trades, contacts, post, clock, on_refusal=refused)
         engine.subscribe(lambda state: delivery.kick(state.peer))
         reconciler = Reconciler(engine, delivery, contacts, post, self.keyring, self.notices, network, clock)
-        intake = Intake(engine, self.own, contacts, policy, network, clock, on_sync=reconciler.received)
-        services[DELIVER_SERVICE] = Service(intake.deliver, request_bytes=MAX_ENVELOPE, reply_bytes=0)
+        self._intake = Intake(engine, self.own, contacts, policy, network, clock, on_sync=reconciler.received)
         taking = Taking(
             engine,
             self.keyring,
@@ -292,6 +293,9 @@ class App:
             contact=own_contact.envelope,
         )
         return watch, engine, executor, delivery, reconciler, taking
+
+    async def _deliver(self, peer: bytes, raw: bytes) -> bytes:
+        return await self._intake.deliver(peer, raw)
 
     async def _listen(self, channels: Channels) -> tuple[str, int, DhtNode]:
         """TCP and UDP on one port number. With port 0, one that is free for both."""
