@@ -464,7 +464,7 @@ def _payout_broadcast(state: TradeState, event: ev.PayoutBroadcast) -> Step:
     new = state if settled else replace(state, phase=st.Settling())
     if state.payout.announced:
         return new, ()
-    new = replace(new, payout=replace(new.payout, announced=True))
+    new = replace(new, payout=replace(new.payout, announced=True, txid=event.txid))
     return new, (ev.SendMessage(Released(event.txid)),)
 
 
