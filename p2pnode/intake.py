@@ -44,7 +44,7 @@ from protocol.messages import (
 )
 from protocol.offer import Offer, OfferRef, price_at
 from protocol.types import Network
-from protocol.wire import Envelope, Kind, kind_of, open_envelope, unpack
+from protocol.wire import Envelope, Kind, kind_of, open_envelope, parse_envelope, unpack
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +139,11 @@ class Intake:
             self._on_sync(envelope, unpack(envelope.body, Sync, limit=Kind.SYNC.limit))
             return b""
         message = decode(envelope)
-        if self._trades.has_message(envelope.id, out=False):
+        known = self._trades.find_message(envelope.id, out=False)
+        if known is not None:
+            # An id does not cover the signer: a stranger's copy of a message is no repetition of it.
+            if parse_envelope(known, self._network).signer != envelope.signer:
+                raise BadSignature
             return b""
         log.debug("message received", extra={"kind": kind.name, "node": peer.hex()[:16]})
         if isinstance(message.payload, Take):
@@ -221,7 +225,7 @@ class Intake:
             raise OutOfOrder
         if header.number < heads.received or header.prev != heads.received_head:
             raise Diverged
-        if header.seen != NONE_YET and not self._trades.has_message(header.seen, out=True):
+        if header.seen != NONE_YET and self._trades.find_message(header.seen, out=True) is None:
             raise Diverged
 
     def _verify(self, message: Message, state: st.TradeState) -> tuple[ev.TradeEvent, tuple[bytes, ...]]:

@@ -160,10 +160,11 @@ class TradeStore:
         ).fetchone()
         return None if row is None else bytes(row[0])
 
-    def has_message(self, message_id: bytes, *, out: bool) -> bool:
-        """Whether this id is in a transcript, as received or (`out`) as sent."""
-        row = self._db.execute("SELECT 1 FROM messages WHERE id = ? AND outgoing = ?", (message_id, int(out)))
-        return row.fetchone() is not None
+    def find_message(self, message_id: bytes, *, out: bool) -> bytes | None:
+        """The raw envelope with this id in a transcript, as received or (`out`) as sent."""
+        row = self._db.execute("SELECT raw FROM messages WHERE id = ? AND outgoing = ?", (message_id, int(out)))
+        found = row.fetchone()
+        return None if found is None else bytes(found[0])
 
     def transcript(self, trade_id: bytes) -> list[tuple[bool, bytes, int]]:
         """(outgoing, raw envelope, time) of every message, each direction in its order."""

@@ -321,6 +321,8 @@ class TwinPost:
     def __init__(self) -> None:
         self.nodes: dict[bytes, Callable[[bytes, bytes], Awaitable[bytes]]] = {}
         self.carried: list[bytes] = []
+        self.refused: list[P2PError] = []
+        self.tamper: Callable[[bytes], bytes] = lambda raw: raw
 
     def from_node(self, node: bytes) -> BoundPost:
         return BoundPost(self, node)
@@ -340,9 +342,10 @@ class BoundPost:
         if receive is None:
             raise Undelivered
         try:
-            await receive(self._sender, payload)
+            await receive(self._sender, self._post.tamper(payload))
         except Undelivered:
             raise
         except P2PError as e:
+            self._post.refused.append(e)
             raise Refused(e.code, e.detail) from e
         self._post.carried.append(payload)

@@ -290,6 +290,7 @@ class World:
         self.both = (self.maker, self.taker)
         self.arbiters = (make_arbiter(1), make_arbiter(2))
         self.maker_side = maker_side
+        self.declined = False
         self.deposit = deposit
         self.escrow = escrow or EscrowType.WSH_2OF3_BACKUP
 
