@@ -86,11 +86,11 @@ async def _run(folder: Path, binary: Path, script: Script, console: Console, *, 
         with _signals():
             report = await _perform(cast, script, console)
             if keep:
-                await cast.let_go()
+                cast.let_go()
             return report
     finally:
         # By now there is nothing left to end, unless something went wrong.
-        cast.kill()
+        await cast.close()
 
 
 async def _perform(cast: Cast, script: Script, console: Console) -> Report:

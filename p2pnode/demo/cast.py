@@ -17,7 +17,6 @@ import sys
 import time
 import weakref
 from collections.abc import Awaitable, Coroutine, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -34,6 +33,8 @@ START_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 10.0
 _LOOK_SECONDS: Final = 0.01
 _LAST_WORDS: Final = 2_000
+_PROGRAM: Final = Path(__file__).parents[2] / "cli.py"
+"""The command line lies beside our package, in a checkout as in an installation; what is on PATH may be another."""
 
 T = TypeVar("T")
 
@@ -123,22 +124,20 @@ class Daemon:
         if self._process is not None:
             self._process.terminate()
 
-    async def close(self) -> int | None:
-        """Wait until it is gone and return its exit code (None: it was not running); end it by force if it lingers."""
-        if self._client is not None:
-            await self._client.close()
+    async def ended_well(self) -> None:
+        """Wait until it is gone. Raises DemoFailed when it lingers or fails."""
         process = self._process
         if process is None:
-            return None
-        with suppress(subprocess.TimeoutExpired):
-            await asyncio.to_thread(process.wait, STOP_SECONDS)
-        self.kill()
-        return process.returncode
+            return
+        try:
+            code = await asyncio.to_thread(process.wait, STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise self.failure(f"did not stop within {STOP_SECONDS:.0f} s") from None
+        if code != 0:
+            raise self.failure("did not stop in order")
 
-    async def let_go(self) -> None:
+    def let_go(self) -> None:
         """Leave it running; it is no longer ours to end."""
-        if self._client is not None:
-            await self._client.close()
         if self._cleanup is not None:
             self._cleanup.detach()
 
@@ -146,13 +145,18 @@ class Daemon:
         """End it at once."""
         if self._cleanup is not None:
             self._cleanup()
-        self._cleanup = self._process = self._client = None
+        self._cleanup = self._process = None
+
+    async def hang_up(self) -> None:
+        """Close the connection to its API."""
+        if self._client is not None:
+            await self._client.close()
 
     def _spawn(self, *, die_with_parent: bool) -> None:
         with self.log.open("ab") as log:
             # A session of its own: Ctrl-C in the terminal reaches us, and we end the node in order.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "p2pnode", "run", "--datadir", str(self.data.path)],
+                [sys.executable, "-m", "cli", "run", "--datadir", str(self.data.path)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -231,24 +235,25 @@ class Cast:
     async def _start(self, daemon: Daemon, seeds: Sequence[str]) -> None:
         await daemon.start(self._config(daemon, seeds), die_with_parent=not self.keep)
 
-    async def stop(self) -> list[str]:
-        """End everything in order; returns the names of the nodes that did not end well by themselves."""
+    async def stop(self) -> None:
+        """End everything in order. Raises DemoFailed for a node that does not end well by itself."""
         for daemon in self.daemons:
             daemon.terminate()
-        *codes, _ = await asyncio.gather(*(daemon.close() for daemon in self.daemons), self.bitcoind.stop())
-        return [daemon.name for daemon, code in zip(self.daemons, codes, strict=True) if code]
+        await together(*(daemon.ended_well() for daemon in self.daemons), self.bitcoind.stop())
 
-    async def let_go(self) -> None:
+    def let_go(self) -> None:
         """Leave everything running."""
         self.bitcoind.let_go()
         for daemon in self.daemons:
-            await daemon.let_go()
+            daemon.let_go()
 
-    def kill(self) -> None:
-        """End everything that still runs, at once."""
+    async def close(self) -> None:
+        """End everything of ours that still runs, at once."""
         for daemon in self.daemons:
             daemon.kill()
         self.bitcoind.kill()
+        for daemon in self.daemons:
+            await daemon.hang_up()
 
     def _config(self, daemon: Daemon, seeds: Sequence[str]) -> str:
         lines = [

@@ -13,7 +13,7 @@ from hashlib import sha256
 from msgspec import Struct
 
 from escrow.address import address_of
-from escrow.script import Branch, Role, decode_script
+from escrow.script import Branch, EscrowScript, Role, decode_script
 from escrow.signatures import SIGHASH_ALL, verify_ecdsa
 from escrow.transactions import parse, sighash_v0, witness_of
 from p2pnode.regtest import COIN, RegtestNode
@@ -99,7 +99,7 @@ def read_escrow(funding: Transaction, vout: int, payout: Transaction) -> Escrow:
         witness_script=witness_script.hex(),
         asm=script.asm,
         descriptor=script.descriptor,
-        keys=tuple(_named(script.main, "") + _named(script.backup or (), " (backup branch)")),
+        keys=_named(script),
         delay_blocks=script.delay,
         branch=branch.name.lower(),
         signed_by=tuple(role.name.lower() for role in signers),
@@ -122,5 +122,8 @@ def _signer(signature: bytes, keys: tuple[bytes, bytes, bytes], sighash: bytes) 
     raise NotAsAgreed("a signature in the payout is none of the script's keys'")
 
 
-def _named(keys: tuple[bytes, ...], branch: str) -> list[tuple[str, str]]:
-    return [(role.name.lower() + branch, key.hex()) for role, key in zip(Role, keys, strict=False)]
+def _named(script: EscrowScript) -> tuple[tuple[str, str], ...]:
+    names = [role.name.lower() for role in Role]
+    if script.backup is not None:
+        names += ["buyer, backup branch", "seller, backup branch", "backup arbiter"]
+    return tuple(zip(names, (key.hex() for key in (*script.main, *(script.backup or ()))), strict=True))

@@ -187,8 +187,9 @@ class Play:
             await buyer.ask(buyer.api.trade_pay(trade, "paid by instant transfer"), "could not declare the payment")
             await self._until(seller, trade, lambda t: t.phase == "paid", "did not hear of the payment")
         with self._steps.step("seller releases; the payout is broadcast"):
-            released = await seller.ask(seller.api.trade_release(trade), "could not release")
-            await self._in_mempool(seller, mempool, released.escrow.payout_txid, "payout")
+            await seller.ask(seller.api.trade_release(trade), "could not release")
+            view = await self._until(seller, trade, lambda t: t.escrow.payout_txid is not None, "has no payout")
+            await self._in_mempool(seller, mempool, view.escrow.payout_txid, "payout")
 
     async def _settle(self, trade: str) -> tuple[s.TradeView, s.TradeView]:
         seller, buyer = self._cast.traders

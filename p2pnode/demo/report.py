@@ -20,12 +20,12 @@ LIMITS: Final = {(2, False): 460, (1, False): 430, (1, True): 300, (2, True): 33
 """Virtual bytes of a whole trade by (escrow type, funded by the seller alone)."""
 
 _MESSAGES: Final = {
-    "TakeReceived": ("Take", "taker"),
-    "AcceptReceived": ("Accept", "maker"),
-    "SealReceived": ("Seal", "taker"),
-    "DetailsReceived": ("PaymentDetails", "seller"),
-    "PaidReceived": ("Paid", "buyer"),
-    "ReleasedReceived": ("Released", "seller"),
+    "take-received": ("Take", "taker"),
+    "accept-received": ("Accept", "maker"),
+    "seal-received": ("Seal", "taker"),
+    "details-received": ("PaymentDetails", "seller"),
+    "paid-received": ("Paid", "buyer"),
+    "released-received": ("Released", "seller"),
 }
 """Recorded event of the receiver -> the message, and who sent it."""
 

@@ -16,7 +16,15 @@ from p2pnode.demo.report import Report
 
 def show(console: Console, report: Report) -> None:
     """Print everything."""
-    for table in (_trade(report), _script(report.script), _money(report), _messages(report), _times(report)):
+    parts = (
+        _trade(report),
+        _script(report.script),
+        _on_chain(report),
+        _money(report),
+        _messages(report),
+        _times(report),
+    )
+    for table in parts:
         console.print()
         console.print(table)
 
@@ -97,26 +105,25 @@ def _script(escrow: Escrow) -> Table:
 
 
 def _money(report: Report) -> Table:
-    table = _table("Money", "", "before", "after", "change", "of it fees", right=(1, 2, 3, 4))
+    table = _table("Balances, in satoshis", "", "before", "after", "change", "of it fees", right=(1, 2, 3, 4))
     fees = {"buyer": report.fees.buyer_sats, "seller": report.fees.seller_sats}
     for name, purse in report.balances.items():
-        table.add_row(
-            name,
-            f"{purse.before_sats:,}",
-            f"{purse.after_sats:,}",
-            f"{purse.change_sats:+,}",
-            f"{fees[name]:,}",
-        )
+        before, after, change = f"{purse.before_sats:,}", f"{purse.after_sats:,}", f"{purse.change_sats:+,}"
+        table.add_row(name, before, after, change, f"{fees[name]:,}")
     table.add_row("miners", "", "", f"{report.fees.total_sats:+,}", "")
-    change = sum(purse.change_sats for purse in report.balances.values()) + report.fees.total_sats
-    table.add_row("[dim]sum[/]", "", "", f"{change:+,}", "[green]conserved to the satoshi[/]")
-    table.add_section()
+    left = sum(purse.change_sats for purse in report.balances.values()) + report.fees.total_sats
+    table.add_row("sum", "", "", f"{left:,}", "[green]conserved to the satoshi[/]")
+    return table
+
+
+def _on_chain(report: Report) -> Table:
+    table = _table("On the chain", "transaction", "vB", "fee in sat", "inputs", "outputs in sat", right=(1, 2, 3))
+    for name, tx in report.transactions.items():
+        outputs = " + ".join(f"{value:,}" for value in tx.outputs)
+        table.add_row(name, str(tx.vsize), f"{tx.fee_sats:,}", str(len(tx.spent)), outputs)
     sizes = report.sizes
-    table.add_row("funding", "", "", f"{sizes.funding_vb} vB", f"{report.fees.funding_sats:,}")
-    table.add_row("payout", "", "", f"{sizes.payout_vb} vB", f"{report.fees.payout_sats:,}")
-    table.add_row(
-        "whole trade", "", f"limit {sizes.limit_vb} vB", f"{sizes.total_vb} vB", f"{report.fees.total_sats:,}"
-    )
+    whole = f"[green]within the limit of {sizes.limit_vb} vB[/]"
+    table.add_row("whole trade", str(sizes.total_vb), f"{report.fees.total_sats:,}", "", whole)
     return table
 
 

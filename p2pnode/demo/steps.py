@@ -70,7 +70,8 @@ class Steps:
         return self._console.status(f"[bold]{name}[/] …", spinner="dots")
 
     def _show(self, mark: str, seconds: float, name: str, note: str) -> None:
-        self._console.print(f"{mark} [cyan]{seconds * 1000:7,.0f} ms[/]  {name}", f"[dim]{note}[/]", highlight=False)
+        line = f"{mark} [cyan]{seconds * 1000:7,.0f} ms[/]  {name}" + (f" [dim]({note})[/]" if note else "")
+        self._console.print(line, highlight=False, soft_wrap=True)
 
 
 def _ms(seconds: float) -> float:
