@@ -156,7 +156,7 @@ class Daemon:
         with self.log.open("ab") as log:
             # A session of its own: Ctrl-C in the terminal reaches us, and we end the node in order.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "cli", "run", "--datadir", str(self.data.path)],
+                [sys.executable, str(_PROGRAM), "run", "--datadir", str(self.data.path)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
