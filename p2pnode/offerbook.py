@@ -85,15 +85,16 @@ class BookPlace(Struct, frozen=True):
 class _Cursor(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """The place of a page's last offer in the order; the fields are the columns of that order."""
 
-    currency: CurrencyCode
     side: Side
+    currency: CurrencyCode
     floating: bool
     rank: Annotated[int, Meta(ge=-(10**18), le=10**18)]
     maker: PersonaId
     offer_id: Hash32
 
 
-_ORDER: Final = _Cursor.__struct_fields__
+_ORDER: Final = _Cursor.__struct_fields__[1:]
+"""The columns of the order within a side."""
 
 
 class OfferBook:
@@ -202,17 +203,33 @@ class OfferBook:
         return places
 
     def search(self, wanted: BookFilter, now: int, *, after: str | None = None) -> BookPage:
-        """Live offers that fit: by currency, then buyers before sellers, best first in each market.
+        """Live offers that fit: buyers before sellers, by currency, best first in each market.
 
         `after` is the `next` of the page before, under the same filter. Raises BadCursor.
         """
-        side = None if wanted.side is None else int(wanted.side)
-        fixed = {"currency": wanted.currency, "side": side}
-        clauses, bound = ["live = 1"], []
+        start = None if after is None else _decode(after)
+        sides = tuple(Side) if wanted.side is None else (wanted.side,)
+        if start is not None:
+            if start.side not in sides or wanted.currency not in (None, start.currency):
+                raise BadCursor
+            sides = sides[sides.index(start.side) :]
+        limit = min(wanted.limit, MAX_LISTED)
+        rows: list[tuple[bytes, int]] = []
+        for side in sides:
+            if len(rows) <= limit:
+                begin = start if start is not None and start.side is side else None
+                rows += self._one_side(side, wanted, now, begin, limit + 1 - len(rows))
+        entries = tuple(self._entry(raw, seen) for raw, seen in rows[:limit])
+        return BookPage(entries, _encode(_place(entries[-1].offer)) if len(rows) > limit else None)
+
+    def _one_side(
+        self, side: Side, wanted: BookFilter, now: int, begin: _Cursor | None, limit: int
+    ) -> list[tuple[bytes, int]]:
+        """(raw, seen) of up to `limit` offers behind `begin`. One side at a time: then the index is entered by it."""
+        clauses = ["live = 1", "side = ?", "expires > ?"]
+        bound: list[object] = [int(side), now]
         conditions: list[tuple[str, object | None]] = [
             ("currency = ?", wanted.currency),
-            ("side = ?", side),
-            ("expires > ?", now),
             ("instr(methods, ?)", None if wanted.method is None else f",{wanted.method},"),
             ("amount_min <= ?", wanted.amount),
             ("amount_max >= ?", wanted.amount),
@@ -221,38 +238,36 @@ class OfferBook:
             if value is not None:
                 clauses.append(clause)
                 bound.append(value)
-        # Columns that the filter fixes are left out of the order, so that the index is entered right at the cursor.
-        order = [column for column in _ORDER if fixed.get(column) is None]
-        if after is not None:
-            cursor = _decode(after)
-            if any(value not in (None, getattr(cursor, column)) for column, value in fixed.items()):
-                raise BadCursor
+        # A column that the filter fixes is left out of the order, so that the index is entered right at the cursor.
+        order = _ORDER if wanted.currency is None else _ORDER[1:]
+        if begin is not None:
             clauses.append(f"({', '.join(order)}) > ({', '.join('?' * len(order))})")
-            bound += [getattr(cursor, column) for column in order]
-        limit = min(wanted.limit, MAX_LISTED)
+            bound += [getattr(begin, column) for column in order]
         # The inner query reads nothing but the index; rows are fetched only for what is shown.
-        rows = self._db.execute(
+        return self._db.execute(
             f"""SELECT b.raw, b.seen FROM
                     (SELECT maker, offer_id FROM book WHERE {" AND ".join(clauses)}
                      ORDER BY {", ".join(order)} LIMIT ?) AS i
                 CROSS JOIN book AS b USING (maker, offer_id) ORDER BY {", ".join(f"b.{c}" for c in order)}""",  # noqa: S608  (clauses and columns are ours)
-            (*bound, limit + 1),
+            (*bound, limit),
         ).fetchall()
-        entries = tuple(self._entry(raw, seen) for raw, seen in rows[:limit])
-        return BookPage(entries, _encode(_place(entries[-1].offer)) if len(rows) > limit else None)
 
     def currencies(self, limit: int = 16) -> list[str]:
-        """The first currencies, in alphabetical order, that somebody offers."""
-        rows = self._db.execute(
-            """WITH RECURSIVE known (currency) AS (
-                   SELECT min(currency) FROM book WHERE live = 1
-                   UNION ALL
-                   SELECT (SELECT min(b.currency) FROM book AS b WHERE b.live = 1 AND b.currency > known.currency)
-                   FROM known WHERE known.currency IS NOT NULL)
-               SELECT currency FROM known WHERE currency IS NOT NULL LIMIT ?""",
-            (limit,),
-        )
-        return [row[0] for row in rows]
+        """Currencies that somebody offers, in alphabetical order; the first `limit` of each side."""
+        found: set[str] = set()
+        for side in Side:
+            rows = self._db.execute(
+                """WITH RECURSIVE known (currency) AS (
+                       SELECT min(currency) FROM book WHERE live = 1 AND side = :side
+                       UNION ALL
+                       SELECT (SELECT min(b.currency) FROM book AS b
+                               WHERE b.live = 1 AND b.side = :side AND b.currency > known.currency)
+                       FROM known WHERE known.currency IS NOT NULL)
+                   SELECT currency FROM known WHERE currency IS NOT NULL LIMIT :limit""",
+                {"side": int(side), "limit": limit},
+            )
+            found.update(row[0] for row in rows)
+        return sorted(found)
 
     def markets(self) -> list[tuple[str, Side, int]]:
         """(currency, maker's side, offers) of every market that we hold."""
@@ -275,8 +290,8 @@ def _place(offer: Offer) -> _Cursor:
     """Where an offer stands in the order. The taker of a buyer's offer wants the dearest first."""
     number = offer.price.price if isinstance(offer.price, FixedPrice) else offer.price.margin
     return _Cursor(
-        currency=offer.currency,
         side=offer.side,
+        currency=offer.currency,
         floating=not isinstance(offer.price, FixedPrice),
         rank=number if offer.side is Side.SELL else -number,
         maker=offer.maker,

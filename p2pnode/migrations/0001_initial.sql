@@ -101,7 +101,7 @@ CREATE TABLE book (
     PRIMARY KEY (maker, offer_id)
 ) WITHOUT ROWID;
 CREATE INDEX book_order ON book (
-    live, currency, side, floating, rank, maker, offer_id, expires, amount_min, amount_max, methods
+    live, side, currency, floating, rank, maker, offer_id, expires, amount_min, amount_max, methods
 );
 CREATE INDEX book_id ON book (offer_id);
 CREATE INDEX book_expires ON book (expires);
