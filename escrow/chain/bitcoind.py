@@ -40,7 +40,7 @@ from escrow.chain.rpc import BitcoindRpc, Login, RpcError
 from escrow.chain.source import NOT_FOUND, BitcoindSource
 from escrow.chain.stream import EventStream, Streams
 from escrow.chain.watchbook import WatchBook
-from escrow.chain.zmqfeed import TOPICS, BlockHint, GoneHint, Hint, Lost, TxHint, ZmqFeed
+from escrow.chain.zmqfeed import TOPICS, ArrivedHint, BlockHint, GoneHint, Hint, Lost, TxHint, ZmqFeed
 from escrow.coins import txid_bytes, txid_text
 from protocol.errors import ChainError
 from protocol.types import FeeRate, Hash32, Network, Txid
@@ -311,7 +311,8 @@ class BitcoindBackend:
             self._zmq = None
 
     async def _hear(self, feed: ZmqFeed) -> None:
-        enough = {"hashblock", "rawtx"} <= feed.endpoints.keys()
+        topics = feed.endpoints.keys()
+        enough = "hashblock" in topics and len(topics) > 1
         async for hint in feed.hints():
             # Trusted to tell of the next block once it has told of anything.
             self._zmq_works = enough
@@ -329,6 +330,10 @@ class BitcoindBackend:
                 self._wake.set()
             case TxHint(raw):
                 await self._follow.saw(parse_tx(raw))
+            case ArrivedHint(txid):
+                for tx in await self._source.waiting([txid]):
+                    if tx is not None:
+                        await self._follow.saw(tx)
             case GoneHint(txid):
                 await self._follow.gone(txid)
             case Lost():

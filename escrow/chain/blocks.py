@@ -14,7 +14,7 @@ import msgspec
 
 from escrow.chain.base import BackendError
 from escrow.coins import OutPoint, TxOut
-from protocol.types import Hash32, Txid
+from protocol.types import Txid
 
 _HEADER_BYTES = 80
 # What follows the version where a transaction has witnesses: an empty list of inputs, then the flag (BIP144).
@@ -71,11 +71,6 @@ def match_block(raw: bytes, scripts: AbstractSet[bytes], outpoints: AbstractSet[
     if at != len(raw):
         raise BackendError("the Bitcoin node sent a block with bytes left over")
     return found
-
-
-def block_hash(raw: bytes) -> Hash32:
-    """The hash of a serialised block or header, internal byte order."""
-    return sha256(sha256(raw[:_HEADER_BYTES]).digest()).digest()
 
 
 def _compact(raw: bytes, at: int) -> tuple[int, int]:

@@ -16,7 +16,7 @@ import zmq.asyncio
 from protocol.types import Hash32, Txid
 
 TOPICS: Final = ("hashblock", "rawtx", "sequence")
-"""What is listened to, where bitcoind offers it."""
+"""What is listened to, where bitcoind offers it: `hashblock`, and one of the others at least."""
 
 _QUEUE: Final = 100_000
 
@@ -33,6 +33,12 @@ class TxHint(msgspec.Struct, frozen=True):
     raw: bytes
 
 
+class ArrivedHint(msgspec.Struct, frozen=True):
+    """A transaction entered the mempool; given only where `rawtx` is not subscribed to, which tells more."""
+
+    txid: Txid
+
+
 class GoneHint(msgspec.Struct, frozen=True):
     """A transaction left the mempool otherwise than into a block."""
 
@@ -43,7 +49,7 @@ class Lost(msgspec.Struct, frozen=True):
     """Messages were lost: look for yourself."""
 
 
-Hint = BlockHint | TxHint | GoneHint | Lost
+Hint = BlockHint | TxHint | ArrivedHint | GoneHint | Lost
 
 
 class ZmqFeed:
@@ -89,6 +95,11 @@ class ZmqFeed:
             hints.append(BlockHint(body[::-1]))
         elif topic == b"rawtx":
             hints.append(TxHint(body))
-        elif topic == b"sequence" and len(body) == 41 and body[32:33] == b"R":
-            hints.append(GoneHint(body[:32][::-1]))
+        elif topic == b"sequence" and len(body) == 41:
+            # A: added to the mempool, R: removed. Messages about blocks carry no mempool number and are shorter.
+            txid, label = body[:32][::-1], body[32:33]
+            if label == b"R":
+                hints.append(GoneHint(txid))
+            elif label == b"A" and "rawtx" not in self.endpoints:
+                hints.append(ArrivedHint(txid))
         return hints

@@ -161,11 +161,7 @@ class BdkEngine:
         )
         try:
             psbt = builder.finish(self._wallet)
-        except (
-            bdk.CreateTxError.InsufficientFunds,
-            bdk.CreateTxError.CoinSelection,
-            bdk.CreateTxError.NoUtxosSelected,
-        ) as e:
+        except _TOO_LITTLE as e:
             # BDK tells the sums in words only; this is the least that was needed.
             needed = amount + fee(_LEAST_WEIGHT + output_weight(len(script)), fee_rate)
             raise InsufficientFunds(needed, 0, 0) from e

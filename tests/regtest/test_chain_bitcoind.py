@@ -158,6 +158,21 @@ class TestWatching:
             await next_of(stream, Confirmed, depth=2)
             await next_of(stream, SpentBy, depth=2)
 
+    async def test_zmq_without_raw_transactions_is_enough(self, bitcoind: RegtestNode) -> None:
+        topics = {"hashblock": bitcoind.zmq_url, "sequence": bitcoind.zmq_url}
+        async with backend_on(bitcoind, zmq=topics, poll_seconds=SLOW_POLL) as backend:
+            stream = backend.events()
+            coin, script = await own_output(bitcoind)
+            await backend.watch(WatchRequest(b"k", script, coin, 1))
+            await next_of(stream, Seen)
+            first = await node_spend(bitcoind, coin, 99_000)
+            assert (await next_of(stream, SpentBy)).tx == first
+            second = await node_spend(bitcoind, coin, 80_000)
+            assert (await next_of(stream, SpendUndone)).txid == parse_tx(first).txid
+            assert (await next_of(stream, SpentBy)).tx == second
+            await bitcoind.mine(1)
+            assert (await next_of(stream, SpentBy)).depth == 1
+
     async def test_silent_zmq_is_found_out_by_the_poll(self, bitcoind: RegtestNode) -> None:
         # Nothing is ever published where we listen.
         nowhere = {"hashblock": "tcp://127.0.0.1:1", "rawtx": "tcp://127.0.0.1:1"}
