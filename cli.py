@@ -78,7 +78,7 @@ def demo(args: argparse.Namespace) -> int:
     """`p2pnode demo`."""
     from p2pnode.demo import main as play
 
-    return play(as_json=_json(args), keep=args.keep)
+    return play(as_json=_json(args), keep=args.keep, escrow_type=args.escrow_type, single=args.single)
 
 
 def stop(args: argparse.Namespace) -> int:
