@@ -56,7 +56,7 @@ class Desk:
                 return b"\0" + pack_address(address[0], address[1])
             case Op.FIND_NODE:
                 target, want = messages.target_of(request.data)
-                return b"\0" + self._contacts(target, want, peer, room - 1)
+                return b"\0" + self.contacts(target, want, peer, room - 1)
             case Op.FIND_VALUE:
                 return self._value(request, peer, room, now)
             case Op.FETCH_PART:
@@ -77,7 +77,8 @@ class Desk:
             case _:
                 return self._part(topic, request, peer, address, room, now)
 
-    def _contacts(self, target: bytes, want: int, peer: Peer, room: int) -> bytes:
+    def contacts(self, target: bytes, want: int, peer: Peer, room: int) -> bytes:
+        """Count u8 ‖ packed contacts: those known closest to a target, as many as fit the room."""
         want = max(0, min(want, (room - 1) // 39))
         if not want:
             return b"\0"
@@ -98,17 +99,17 @@ class Desk:
             return (
                 b"\0"
                 + messages.value_body(0, bytes(8), more=False, records=[], large=[])
-                + self._contacts(topic, want, peer, room - 14)
+                + self.contacts(topic, want, peer, room - 14)
             )
         digest = self._engine.storage.digest(topic)
         if known == digest and known != messages.FIRST:
             self._engine.upkeep.checked(topic, now)
             head = messages.value_body(total, digest, more=False, records=[], large=[])
-            return bytes((Status.UNCHANGED,)) + head + self._contacts(topic, want, peer, room - 14)
+            return bytes((Status.UNCHANGED,)) + head + self.contacts(topic, want, peer, room - 14)
         records, large, more = self._engine.storage.page(topic, after, room - 15, self._engine.unix(now), INLINE_STORE)
         head = messages.value_body(total, digest, more=more, records=records, large=large)
         # Who holds the topic is near it, and so are those it knows: a few are enough to go on from.
-        return b"\0" + head + self._contacts(topic, min(want, CONTACTS_WITH_RECORDS), peer, room - 1 - len(head))
+        return b"\0" + head + self.contacts(topic, min(want, CONTACTS_WITH_RECORDS), peer, room - 1 - len(head))
 
     def _part(self, topic: bytes, request: Request, peer: Peer, address: Address, room: int, now: float) -> bytes:
         """Collect a record that is larger than a datagram. Parts come in order; one upload per peer."""
@@ -134,9 +135,9 @@ class Desk:
         try:
             record = self._engine.registry.check(raw, topic, self._engine.unix(now))
         except InvalidRecord:
-            return bytes((Status.INVALID,)) + self._contacts(topic, want, peer, room - 1)
+            return bytes((Status.INVALID,)) + self.contacts(topic, want, peer, room - 1)
         put = self._engine.keep(topic, record, group_of(address[0]), now)
-        contacts = self._contacts(topic, want, peer, room - 1)
+        contacts = self.contacts(topic, want, peer, room - 1)
         match put.outcome:
             case Outcome.STORED | Outcome.SAME:
                 return b"\0" + contacts

@@ -32,6 +32,8 @@ OPERATION_LIMIT_S: Final = 10.0
 """An operation ends at the latest after this time, with what it has."""
 TABLE_S: Final = 5.0
 """A node that is heard moves up in its bucket at most this often."""
+ANCHORS: Final = 4
+"""Closest nodes of our own table that a search asks in any case: that all are hostile is as likely as (share)^4."""
 SAMPLES: Final = 16
 
 
@@ -166,7 +168,9 @@ class Engine:
     ) -> Lookup:
         number = int.from_bytes(target, "big")
         count = max(2 * self.config.k, paths * self.config.k)
-        known = self.table.closest(number, count, self.is_late if self.rpc.late else None, named=True)
+        skip = self.is_late if self.rpc.late else None
+        known = self.table.closest(number, count, skip, named=True)
+        anchors = self.table.closest(number, ANCHORS * paths, skip)
         return Lookup(
             number,
             [*known, *seeds],
@@ -174,7 +178,8 @@ class Engine:
             k=places or self.config.k,
             alpha=alpha,
             paths=paths,
-            reach=self.reach() if len(self.table) >= 2 * self.config.k else 0,
+            anchors=anchors,
+            reach=self.region(),
             exempt=self.exempt,
         )
 
@@ -254,10 +259,46 @@ class Engine:
                 self._reach = median_low([own, *self._reaches])
         return self._reach
 
+    def region(self) -> int:
+        """The reach, or 0 while too few nodes are known to tell."""
+        return self.reach() if len(self.table) >= 2 * self.config.k else 0
+
+    def search_beside(self, search: Search, now: float) -> None:
+        """Find those whom a crowd around the target hides: search at points a half to twice the reach away from it."""
+        lookup = search.lookup
+        top = max(1, lookup.reach.bit_length() - 1)
+        bits = [bit for bit in (top - 1, top, top + 1) if bit < ID_BITS]
+        lookup.beside += len(bits)
+        for bit in bits:
+            low = int(self.rng.random() * (1 << bit))
+            point = (lookup.target ^ (1 << bit) ^ low).to_bytes(20, "big")
+            aside = self._aside(point, lookup)
+            self.start(_Beside(self, point, aside, search), now)
+
+    def _aside(self, point: bytes, lookup: Lookup) -> Lookup:
+        """A search at a point near a crowd that does not hear of the crowd: neither from us nor from others."""
+        number, target, radius = int.from_bytes(point, "big"), lookup.target, lookup.reach // 2
+
+        def crowd(contact: Contact) -> bool:
+            return contact.long_id ^ target <= radius
+
+        known = self.table.closest(number, 2 * self.config.k, lambda c: crowd(c) or self.is_late(c))
+        return Lookup(
+            number,
+            (),
+            own_id=self.own_id,
+            k=self.config.k,
+            alpha=self.config.alpha,
+            anchors=known[:ANCHORS],
+            reach=1,  # never crowded: one step aside is enough
+            exempt=self.exempt,
+            avoid=crowd,
+        )
+
     def learned(self, lookup: Lookup) -> None:
-        """A search came to its end: its k closest tell how dense the network is there."""
+        """A search came to its end: its k closest tell how dense the network is there, unless somebody packed them."""
         closest = lookup.closest()
-        if len(closest) >= lookup.k:
+        if len(closest) >= lookup.k and not lookup.crowded:
             self._reaches.append(closest[lookup.k - 1].long_id ^ lookup.target)
             self._reach = None
 
@@ -332,6 +373,18 @@ class Engine:
             self.upkeep.stored(topic, now)
             self.watchers.changed(topic, record, now)
         return put
+
+
+class _Beside(FindNodes):
+    """A search beside the target of another one, for its sake."""
+
+    def __init__(self, engine: Engine, point: bytes, lookup: Lookup, of: Search) -> None:
+        super().__init__(engine, point, lookup, lambda _: None)
+        self._of = of
+
+    def _ended(self, now: float) -> None:
+        if not self._of.over:
+            self._of.found_beside(self.lookup.closest(), now)
 
 
 class _Ping:

@@ -6,10 +6,14 @@ question is answered or late, the next candidate is asked. A late node keeps its
 slot, so one dead node costs nothing but one extra question.
 
 The search ends when the `k` closest live candidates have answered. "Live" leaves out late and failed ones. When
-`reach` is given (how far the k closest should reach in a network of the measured size), all within 0.6 of it count as
-closest as well: identities that were packed around a key can then not push the honest ones out of the set. Where that
-region is so crowded that chance can't explain it, it is widened to 1.5 of the reach. (The idea: Sridhar et al.,
-Content Censorship in the InterPlanetary File System, NDSS 2024.)
+`reach` is given (how far the k closest should reach in a network of the measured size) and the k closest lie within
+half of it, the place is `crowded`: by chance that is one search in twenty, by design it is an eclipse, identities
+packed around a key so that nobody else is named any more. Then everything within 1.5 of the reach counts as closest,
+and the driver searches beside the target for those whom the crowd hides, and hands them in with `add`. (The idea:
+Sridhar et al., Content Censorship in the InterPlanetary File System, NDSS 2024.)
+
+Nor does it end before the `anchors` closest nodes of our own table have answered, however close the rest is: liars that
+name each other as the closest would otherwise fill the set, and nobody honest would be asked.
 
 Answers are not trusted: a responder may name only so many contacts, those of one address group fill at most
 `GROUP_LIMIT` places, and on disjoint paths each contact is asked by the path that found it first only, so that one liar
@@ -21,6 +25,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Callable, Iterable
 from enum import IntEnum
+from itertools import chain
 from typing import Final
 
 from dht.contact import Contact
@@ -62,22 +67,25 @@ class Lookup:
     """One search for the nodes closest to a target."""
 
     __slots__ = (
+        "_anchors",
+        "_avoid",
         "_by_id",
         "_exempt",
         "_groups",
         "_in_flight",
-        "_inner",
         "_order",
-        "_outer",
         "alpha",
         "asked",
+        "beside",
+        "crowded",
         "k",
         "own_id",
         "paths",
+        "reach",
         "target",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (each is one knob of a search)
         self,
         target: int,
         seeds: Iterable[Contact],
@@ -87,28 +95,44 @@ class Lookup:
         alpha: int,
         paths: int = 1,
         reach: int = 0,
+        anchors: Iterable[Contact] = (),
         exempt: Callable[[Contact], bool] = lambda _: False,
+        avoid: Callable[[Contact], bool] | None = None,
     ) -> None:
-        """`alpha`: questions in flight per path. `paths`: disjoint paths; the seeds are dealt out to them in turn."""
+        """`alpha`: questions in flight per path. `paths`: disjoint paths; the seeds are dealt out to them in turn.
+
+        `anchors`: nodes that must be asked in any case; they are seeds too. `avoid`: contacts to take no notice of.
+        """
         self.target = target
         self.own_id = own_id
         self.k = k
         self.alpha = alpha
         self.paths = paths
-        self._inner = reach * 3 // 5
-        self._outer = reach * 3 // 2
+        self.reach = reach
+        self.crowded = False
+        self.beside = 0
+        """Searches beside the target that are still out: the driver counts them."""
         self.asked = 0
         self._exempt = exempt
+        self._avoid = avoid
         self._order: list[Candidate] = []
         self._by_id: dict[bytes, Candidate] = {}
         self._groups: dict[bytes, int] = {}
         self._in_flight = [0] * paths
-        for i, contact in enumerate(seeds):
-            self._add(contact, i % paths)
+        path = 0
+        for contact in anchors:
+            self._add(contact, path % paths)
+            path += 1
+        self._anchors = self._order[:]
+        for contact in seeds:
+            self._add(contact, path % paths)
+            path += 1
 
     def _add(self, contact: Contact, path: int) -> None:
         node_id = contact.id
         if node_id in self._by_id or node_id == self.own_id or len(self._order) >= MAX_CANDIDATES:
+            return
+        if self._avoid is not None and self._avoid(contact):
             return
         if not self._exempt(contact):
             count = self._groups.get(contact.group, 0)
@@ -126,27 +150,32 @@ class Lookup:
     def _window(self, *, answered_only: bool = False) -> list[Candidate]:
         """The closest candidates that could still be (or are) part of the result."""
         out: list[Candidate] = []
-        inner, k = self._inner, self.k
-        limit = inner
+        k, limit = self.k, 0
         for candidate in self._order:
             stage = candidate.stage
             if stage in _GONE or (answered_only and stage != Stage.ANSWERED):
                 continue
             if (count := len(out)) >= k:
-                if count == 2 * k and candidate.distance <= inner:
-                    # Twice as many as should be there, in six tenths of the room: widen.
-                    limit = self._outer
+                if count == k and self.reach and out[-1].distance <= self.reach // 2:
+                    self.crowded = True
+                if count == k and self.crowded:
+                    limit = self.reach * 3 // 2
                 if candidate.distance > limit or count >= MAX_REGION:
                     break
             out.append(candidate)
         return out
+
+    def add(self, contacts: Iterable[Contact]) -> None:
+        """Take in nodes found by other means."""
+        for contact in contacts:
+            self._add(contact, 0)
 
     def next(self) -> Contact | None:
         """The next node to ask, counted as asked from now; None when all slots are taken or nobody is left."""
         flying = self._in_flight
         if self.paths == 1 and flying[0] >= self.alpha:
             return None
-        for candidate in self._window():
+        for candidate in chain(self._window(), self._anchors):
             if candidate.stage == Stage.FRESH and flying[candidate.path] < self.alpha:
                 candidate.stage = Stage.ASKED
                 flying[candidate.path] += 1
@@ -180,8 +209,12 @@ class Lookup:
 
     @property
     def finished(self) -> bool:
-        """Whether the closest live candidates have all answered."""
-        return all(c.stage == Stage.ANSWERED for c in self._window())
+        """Whether the closest live candidates, and the anchors, have all answered."""
+        return (
+            not self.beside
+            and all(c.stage == Stage.ANSWERED for c in self._window())
+            and not any(c.stage <= Stage.ASKED for c in self._anchors)
+        )
 
     @property
     def waiting(self) -> bool:

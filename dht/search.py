@@ -57,6 +57,12 @@ class Context(Protocol):
     def reach(self) -> int:
         """The XOR distance within which the closest k nodes to a point are expected."""
 
+    def region(self) -> int:
+        """`reach`, or 0 while it is not known."""
+
+    def search_beside(self, search: Search, now: float) -> None:
+        """Look for nodes around the target of a search whose place is crowded; `found_beside` gets them."""
+
     def learned(self, lookup: Lookup) -> None:
         """A search came to its end: what it found tells how dense the network is."""
 
@@ -71,6 +77,7 @@ class Search:
         self.target = target
         self.lookup = lookup
         self.closed = False
+        self._beside = False
         self.over = False
         """The lookup has come to its end (which may be long after `done`)."""
 
@@ -89,7 +96,16 @@ class Search:
             op, body = self._body(contact)
             if self.ctx.ask(contact, op, body, self, now) is None:
                 self._unusable(contact)
-        if self.lookup.finished and not self.lookup.waiting:
+        finished = self.lookup.finished
+        if finished and not self.lookup.reach:
+            # We knew too few nodes to tell when the search began.
+            self.lookup.reach = self.ctx.region()
+            finished = self.lookup.finished
+        if self.lookup.crowded and not self._beside:
+            self._beside = True
+            self.ctx.search_beside(self, now)
+            finished = self.lookup.finished and not self._ended_meanwhile()
+        if finished and not self.lookup.waiting:
             if self.lookup.late_ones and not self.lookup.closest():
                 return
             self.over = True
@@ -98,6 +114,16 @@ class Search:
 
     def _unusable(self, contact: Contact) -> None:
         self.lookup.failed(contact)
+
+    def _ended_meanwhile(self) -> bool:
+        """Whether a search beside, which knew nobody to ask, came back at once and was the last thing to wait for."""
+        return self.over
+
+    def found_beside(self, contacts: list[Contact], now: float) -> None:
+        """A search beside the target ended."""
+        self.lookup.beside -= 1
+        self.lookup.add(contacts)
+        self._pump(now)
 
     def expire(self, now: float) -> None:
         """Time is up: end with what there is."""
