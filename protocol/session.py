@@ -454,7 +454,6 @@ class Session:
         elif self.is_open:
             self._farewell = encode(FrameKind.CLOSE, 0, 0, _FAREWELL.pack(code, self._streams.last_peer_stream))
         self._state = _State.CLOSED
-        self._pong, self._ping_due, self._rekey_due = None, False, False
         self._incoming.clear()
         self._events.append(Closed(code, by_peer, self._streams.abandon(last_seen)))
 

@@ -80,6 +80,7 @@ class Pair:
         done = replied = False
         while not done:
             mine, theirs = self.pump()
+            assert mine or theirs, "nothing moves any more"
             for event in theirs:
                 if isinstance(event, BodyReceived):
                     self.responder.consume(event.stream, len(event.data))

@@ -164,6 +164,18 @@ class TestStreams:
         for _ in range(3 * SESSION_WINDOW // 200_000):
             assert pair.exchange(bytes(200_000), b"") == b""
 
+    def test_window_is_returned_for_bytes_of_refused_streams(self) -> None:
+        pair = Pair()
+        for _ in range(3 * SESSION_WINDOW // 200_000):
+            pair.initiator.open_stream(999, bytes(200_000), reply_limit=0)
+            assert len(pair.pump()[0]) == 1
+        assert pair.exchange(bytes(200_000), b"fine") == b"fine"
+
+    def test_streams_that_are_over_do_not_count(self) -> None:
+        pair = Pair()
+        for _ in range(MAX_STREAMS + 1):
+            assert pair.exchange(b"", b"") == b""
+
     def test_consuming_more_than_was_received_is_a_bug(self) -> None:
         pair = Pair()
         stream = pair.initiator.open_stream(ECHO, b"four", reply_limit=0)
@@ -475,6 +487,14 @@ class TestEnd:
         pair.initiator.consume(stream, 0)
         pair.initiator.close()
         assert len(drain(pair.initiator)) == 1
+
+    def test_nothing_follows_the_farewell_not_even_a_rekey(self) -> None:
+        pair = Pair()
+        assert pair.initiator._sealer is not None
+        pair.initiator._sealer._count = REKEY_FRAMES - 2
+        pair.initiator.close()
+        assert frame_sizes(pair.initiator.data_to_send()) == [144]
+        assert pair.initiator.data_to_send() == b""
 
     def test_bytes_after_the_close_are_not_read(self) -> None:
         pair = Pair()

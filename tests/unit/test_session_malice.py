@@ -406,6 +406,7 @@ class TestStreams:
             BodyReceived(1, bytes(900), end=False),
             StreamReset(1, ResetCode.TOO_LARGE, by_peer=False),
         ]
+        assert pair.responder._streams._held == 0
 
 
 class TestWindows:
