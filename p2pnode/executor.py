@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 class NotDerivable(LocalError):
     """The trade has no contract yet, so nothing can be derived from it."""
 
-    code = 1300
+    code = 1305
 
 
 class Makers(Protocol):
