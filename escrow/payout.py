@@ -2,9 +2,9 @@
 
 An outcome says who is due what; everything else follows. The steps, in this order:
 
-1. Dues. Release: amount and its deposit to the buyer, its deposit to the seller. Refund: deposits back, amount to the
-   seller. Settlement: what the two agreed on. Ruling: the amount by share, deposits back, then a part of the loser's
-   deposit to the winner. The loser is the party with less than half of the amount.
+1. Dues. Release: amount and its deposit to the buyer, its deposit to the seller. Settlement: what the two agreed on; to
+   cancel is to agree that everybody gets its own coins back. Ruling: the amount by share, deposits back, then a part
+   of the loser's deposit to the winner. The loser is the party with less than half of the amount.
 2. Arbiter. A ruling pays the arbiter's fee out of the loser's due (an even split has two losers: in halves, an odd
    satoshi from the seller); what that due does not cover comes out of the winner's.
 3. Fee. The escrow carries the fee of a release at the contract's rate. What a payout costs beyond it (more outputs, a
@@ -12,14 +12,14 @@ An outcome says who is due what; everything else follows. The steps, in this ord
    never costs less: a rest would be dust for somebody.
 4. Outputs. A due of zero has no output; one that would be dust is left to the miners.
 
-A release pays to the payout scripts; everything else pays
-to the refund scripts, because a payout script may be an address that expects exactly one payment, such as a shop's.
+A release pays to the payout scripts; everything else pays to the refund scripts, because a payout script may be an
+address that expects exactly one payment, such as a shop's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import assert_never
+from typing import Final, assert_never
 
 from bitcoin.core import Hash
 from msgspec import Struct
@@ -28,44 +28,16 @@ from escrow.coins import OutPoint, TxOut
 from escrow.errors import BadPayout, BadPayoutSignature, GateRefused
 from escrow.funding import PlannedOutput, derive_funding, order_key
 from escrow.keys import public_key
-from escrow.script import Branch, EscrowScript, Role
+from escrow.script import EscrowScript, Keys, Role
 from escrow.shares import halves, payout_weight
 from escrow.signatures import sign_ecdsa, verify_ecdsa
 from escrow.sizes import check_payee, dust_limit, fee
 from escrow.transactions import REPLACEABLE, build, output_bytes, sighash_v0, with_witnesses
 from protocol.contract import Contract
-from protocol.types import PPM, Network, Ppm, Sats, ScriptPubKey, Side
+from protocol.outcome import Outcome, ReleaseOutcome, RulingOutcome, SettlementOutcome, pot
+from protocol.types import PPM, Branch, Network, Side
 
-
-class Release(Struct, frozen=True, tag=True):
-    """The trade is done: the buyer gets the coins."""
-
-
-class Refund(Struct, frozen=True, tag=True):
-    """The trade is cancelled by both: everybody gets its own coins back."""
-
-
-class Settlement(Struct, frozen=True, tag=True):
-    """Both parties agree on another split: `buyer_due` of amount and deposits to the buyer, the rest to the seller."""
-
-    buyer_due: Sats
-
-
-class Ruling(Struct, frozen=True, tag=True):
-    """An arbiter decides: `buyer_share` ppm of the amount go to the buyer, the rest to the seller, deposits back.
-
-    Of the loser's deposit `forfeit` ppm go to the winner. Both shares are rounded down.
-    `arbiter_script` is where the arbiter takes its fee: the one thing on chain that the contract does not fix.
-    """
-
-    buyer_share: Ppm
-    forfeit: Ppm
-    arbiter_script: ScriptPubKey
-
-
-Outcome = Release | Refund | Settlement | Ruling
-
-RELEASE = Release()
+RELEASE: Final = ReleaseOutcome()
 
 
 class PayoutPlan(Struct, frozen=True):
@@ -73,7 +45,6 @@ class PayoutPlan(Struct, frozen=True):
 
     contract_id: bytes
     outcome: Outcome
-    branch: Branch
     unsigned: bytes
     txid: bytes
     sighash: bytes
@@ -89,31 +60,43 @@ class PayoutPlan(Struct, frozen=True):
         return sum(o.value for o in self.outputs if o.owner is role)
 
     @property
-    def keys(self) -> tuple[bytes, bytes, bytes]:
+    def branch(self) -> Branch:
+        """The branch of the script that it spends by."""
+        return branch_of(self.outcome)
+
+    @property
+    def keys(self) -> Keys:
         """The keys that may sign, by role."""
         return self.escrow.keys(self.branch)
 
 
-def derive_payout(
-    contract: Contract,
-    network: Network,
-    outcome: Outcome = RELEASE,
-    *,
-    rate: int | None = None,
-    branch: Branch = Branch.MAIN,
-) -> PayoutPlan:
-    """The payout of a contract for `outcome`, at `rate` sat per 1,000 vB (the contract's own unless told).
+def branch_of(outcome: Outcome) -> Branch:
+    """The branch that an outcome spends by: the parties need no delay, the backup arbiter does."""
+    return outcome.branch if isinstance(outcome, RulingOutcome) else Branch.MAIN
 
+
+def derive_payout(
+    contract: Contract, network: Network, outcome: Outcome = RELEASE, *, rate: int | None = None
+) -> PayoutPlan:
+    """The payout of a contract for `outcome`.
+
+    It pays the outcome's own rate; a release has none and pays the contract's, or `rate` where both sign it again.
     Raises BadPayout (a rate outside the contract's band, no backup branch, a share over one whole, nothing left to
     pay), UnsupportedScript, and what `derive_funding` raises.
     """
-    rate = contract.fees.payout if rate is None else rate
+    branch = branch_of(outcome)
+    if isinstance(outcome, ReleaseOutcome):
+        rate = contract.fees.payout if rate is None else rate
+    elif rate is None:
+        rate = outcome.rate
+    else:
+        raise BadPayout("a settlement's or ruling's fee rate is part of it")
     if not contract.fees.payout <= rate <= contract.fees.payout_max:
         raise BadPayout("the payout's fee rate is outside the band that the contract allows")
     funding = derive_funding(contract, network)
     if branch is Branch.BACKUP and funding.escrow.backup is None:
         raise BadPayout("this escrow has no branch for a backup arbiter")
-    dues = dues_of(contract, outcome, branch)
+    dues = dues_of(contract, outcome)
     scripts = _scripts(contract, outcome)
     weight = payout_weight(
         contract.escrow_type, contract.backup_delay, [len(scripts[role]) for role, due in dues.items() if due]
@@ -136,7 +119,6 @@ def derive_payout(
     return PayoutPlan(
         contract_id=funding.contract_id,
         outcome=outcome,
-        branch=branch,
         unsigned=unsigned,
         txid=bytes(Hash(unsigned)),
         sighash=sighash_v0(unsigned, 0, funding.escrow.witness_script, funding.escrow_value),
@@ -149,27 +131,25 @@ def derive_payout(
     )
 
 
-def dues_of(contract: Contract, outcome: Outcome, branch: Branch = Branch.MAIN) -> dict[Role, int]:
+def dues_of(contract: Contract, outcome: Outcome) -> dict[Role, int]:
     """Who is due what, before fees: amount and deposits, by role. Raises BadPayout."""
-    amount, buyer, seller = contract.amount, contract.buyer_deposit, contract.seller_deposit
     match outcome:
-        case Release():
-            return {Role.BUYER: amount + buyer, Role.SELLER: seller}
-        case Refund():
-            return {Role.BUYER: buyer, Role.SELLER: amount + seller}
-        case Settlement(due):
-            pot = amount + buyer + seller
-            if not 0 <= due <= pot:
+        case ReleaseOutcome():
+            return {Role.BUYER: contract.amount + contract.buyer_deposit, Role.SELLER: contract.seller_deposit}
+        case SettlementOutcome(buyer_due, _):
+            whole = pot(contract)
+            if not 0 <= buyer_due <= whole:
                 raise BadPayout("a settlement can't give more than amount and deposits")
-            return {Role.BUYER: due, Role.SELLER: pot - due}
-        case Ruling(share, forfeit, _):
-            return _ruled(contract, share, forfeit, branch)
+            return {Role.BUYER: buyer_due, Role.SELLER: whole - buyer_due}
+        case RulingOutcome():
+            return _ruled(contract, outcome)
         case _:
             assert_never(outcome)
 
 
-def _ruled(contract: Contract, share: int, forfeit: int, branch: Branch) -> dict[Role, int]:
-    arbiter = contract.arbiter if branch is Branch.MAIN else contract.backup
+def _ruled(contract: Contract, ruling: RulingOutcome) -> dict[Role, int]:
+    share, forfeit = ruling.buyer_share, ruling.forfeit
+    arbiter = contract.arbiter if ruling.branch is Branch.MAIN else contract.backup
     if arbiter is None:
         raise BadPayout("this escrow has no branch for a backup arbiter")
     if not (0 <= share <= PPM and 0 <= forfeit <= PPM):
@@ -206,18 +186,15 @@ def _take(dues: dict[Role, int], role: Role, cost: int, shortage: str) -> None:
 
 
 def _scripts(contract: Contract, outcome: Outcome) -> dict[Role, bytes]:
+    refunds = {Role.BUYER: contract.buyer.refund_script, Role.SELLER: contract.seller.refund_script}
     match outcome:
-        case Release():
+        case ReleaseOutcome():
             return {Role.BUYER: contract.buyer.payout_script, Role.SELLER: contract.seller.payout_script}
-        case Refund() | Settlement():
-            return {Role.BUYER: contract.buyer.refund_script, Role.SELLER: contract.seller.refund_script}
-        case Ruling(_, _, arbiter_script):
-            check_payee(arbiter_script)
-            return {
-                Role.BUYER: contract.buyer.refund_script,
-                Role.SELLER: contract.seller.refund_script,
-                Role.ARBITER: arbiter_script,
-            }
+        case SettlementOutcome():
+            return refunds
+        case RulingOutcome():
+            check_payee(outcome.fee_script)
+            return {**refunds, Role.ARBITER: outcome.fee_script}
         case _:
             assert_never(outcome)
 

@@ -32,8 +32,7 @@ from escrow.signatures import SIGHASH_ALL, is_point
 from escrow.sizes import MAX_SIGNATURE
 from escrow.transactions import Witness
 from protocol.contract import Contract, contract_id
-from protocol.types import Branch as Branch  # noqa: PLC0414  (part of what this module offers)
-from protocol.types import EscrowType, Network, Side
+from protocol.types import Branch, EscrowType, Network, Side
 
 Keys = tuple[bytes, bytes, bytes]
 """Buyer's, seller's and arbiter's compressed keys."""

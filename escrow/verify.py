@@ -20,10 +20,11 @@ from escrow.coins import TxOut
 from escrow.errors import BadFundingWitness, BadPayoutSignature, GateRefused
 from escrow.funding import FundingPlan, derive_funding
 from escrow.inputs import check_witnesses
-from escrow.payout import RELEASE, Outcome, PayoutPlan, check_payout_signature, derive_payout
-from escrow.script import Branch, Role
+from escrow.payout import RELEASE, PayoutPlan, check_payout_signature, derive_payout
+from escrow.script import Role
 from escrow.transactions import NotATransaction, Witness, parse, stripped, witness_of
 from protocol.contract import Contract
+from protocol.outcome import Outcome
 from protocol.trade_state import EscrowFacts
 from protocol.types import Network, Side
 
@@ -62,10 +63,9 @@ def gate_payout(
     outcome: Outcome = RELEASE,
     *,
     rate: int | None = None,
-    branch: Branch = Branch.MAIN,
 ) -> None:
     """All gates for a signed payout. Raises GateRefused, and BadPayout for an outcome that the contract forbids."""
-    plan = derive_payout(contract, network, outcome, rate=rate, branch=branch)
+    plan = derive_payout(contract, network, outcome, rate=rate)
     same_as_derived(tx, plan.unsigned)
     payout_signatures_hold(plan, tx)
     consensus_holds(tx, [TxOut(plan.escrow_value, plan.escrow.script_pubkey)])

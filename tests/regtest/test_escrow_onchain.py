@@ -10,19 +10,20 @@ from escrow.funding import FundingPlan, derive_funding
 from escrow.hd import base58check
 from escrow.inputs import assemble_funding, check_previous
 from escrow.keys import public_key
-from escrow.payout import Outcome, PayoutPlan, Refund, Release, Ruling, Settlement, assemble_payout, derive_payout
-from escrow.script import Branch, Role, escrow_script
+from escrow.payout import RELEASE, PayoutPlan, assemble_payout, derive_payout
+from escrow.script import Role, escrow_script
 from escrow.signatures import SIGHASH_ALL, is_strict_der
 from escrow.terms import check_contract
 from escrow.transactions import Witness, p2wpkh_code, sighash_v0, vsize
 from escrow.verify import gate_funding, gate_payout
 from p2pnode.regtest import COIN, RegtestNode
 from protocol.contract import Contract, FeeTerms
-from protocol.types import EscrowType, Network, Side
-from tests.unit.escrow_support import NETWORK, Coin, Deal, fixed, p2tr, p2wpkh
+from protocol.outcome import Outcome
+from protocol.types import Branch, EscrowType, Network, Side
+from tests.unit.escrow_support import NETWORK, Coin, Deal, cancelled, fixed, p2tr, p2wpkh, ruled, settled
 
-ARBITER = p2wpkh(fixed("arbiter's wallet"))
-CHEAPEST = FeeTerms(funding=1_000, payout=1_000, payout_max=50_000)
+RATE = 1_000
+CHEAPEST = FeeTerms(funding=RATE, payout=RATE, payout_max=50_000)
 """Exactly what bitcoind relays by default: one satoshi less would show."""
 
 
@@ -86,16 +87,11 @@ async def fund(node: RegtestNode, deal: Deal, contract: Contract) -> tuple[Fundi
 
 
 def paid(
-    deal: Deal,
-    contract: Contract,
-    outcome: Outcome,
-    *signers: Role,
-    branch: Branch = Branch.MAIN,
-    rate: int | None = None,
+    deal: Deal, contract: Contract, outcome: Outcome, *signers: Role, rate: int | None = None
 ) -> tuple[PayoutPlan, bytes]:
-    plan = derive_payout(contract, NETWORK, outcome, branch=branch, rate=rate)
+    plan = derive_payout(contract, NETWORK, outcome, rate=rate)
     tx = assemble_payout(plan, deal.signatures(contract, plan, *signers))
-    gate_payout(contract, NETWORK, tx, outcome, branch=branch, rate=rate)
+    gate_payout(contract, NETWORK, tx, outcome, rate=rate)
     return plan, tx
 
 
@@ -117,7 +113,7 @@ async def check_paid(node: RegtestNode, plan: PayoutPlan, tx: bytes) -> None:
 async def test_release_from_one_arbiter_escrow(bitcoind: RegtestNode) -> None:
     deal, contract = await real_deal(bitcoind, "type 1", kind=EscrowType.WSH_2OF3)
     _, funded = await fund(bitcoind, deal, contract)
-    plan, tx = paid(deal, contract, Release(), Role.BUYER, Role.SELLER)
+    plan, tx = paid(deal, contract, RELEASE, Role.BUYER, Role.SELLER)
     assert vsize(funded) + vsize(tx) <= 430
     await check_paid(bitcoind, plan, tx)
     assert (plan.value(Role.BUYER), plan.value(Role.SELLER)) == (1_150_000, 150_000)
@@ -126,7 +122,7 @@ async def test_release_from_one_arbiter_escrow(bitcoind: RegtestNode) -> None:
 async def test_release_from_escrow_with_backup(bitcoind: RegtestNode) -> None:
     deal, contract = await real_deal(bitcoind, "type 2")
     _, funded = await fund(bitcoind, deal, contract)
-    plan, tx = paid(deal, contract, Release(), Role.BUYER, Role.SELLER)
+    plan, tx = paid(deal, contract, RELEASE, Role.BUYER, Role.SELLER)
     assert vsize(funded) + vsize(tx) <= 460
     await check_paid(bitcoind, plan, tx)
 
@@ -134,7 +130,7 @@ async def test_release_from_escrow_with_backup(bitcoind: RegtestNode) -> None:
 async def test_release_of_a_trade_that_the_seller_funded_alone(bitcoind: RegtestNode) -> None:
     deal, contract = await real_deal(bitcoind, "alone", deposits=0, kind=EscrowType.WSH_2OF3)
     _, funded = await fund(bitcoind, deal, contract)
-    plan, tx = paid(deal, contract, Release(), Role.SELLER, Role.BUYER)
+    plan, tx = paid(deal, contract, RELEASE, Role.SELLER, Role.BUYER)
     assert vsize(funded) + vsize(tx) <= 300
     await check_paid(bitcoind, plan, tx)
     assert [o.value for o in plan.outputs] == [1_000_000]
@@ -143,7 +139,7 @@ async def test_release_of_a_trade_that_the_seller_funded_alone(bitcoind: Regtest
 async def test_refund_by_both_and_taproot_coins(bitcoind: RegtestNode) -> None:
     deal, contract = await real_deal(bitcoind, "refund", taproot=True)
     await fund(bitcoind, deal, contract)
-    plan, tx = paid(deal, contract, Refund(), Role.BUYER, Role.SELLER)
+    plan, tx = paid(deal, contract, cancelled(contract), Role.BUYER, Role.SELLER)
     await check_paid(bitcoind, plan, tx)
     assert (plan.value(Role.BUYER), plan.value(Role.SELLER)) == (150_000, 1_150_000)
 
@@ -151,7 +147,7 @@ async def test_refund_by_both_and_taproot_coins(bitcoind: RegtestNode) -> None:
 async def test_ruling_pays_both_parties_and_the_arbiter(bitcoind: RegtestNode) -> None:
     deal, contract = await real_deal(bitcoind, "ruling")
     await fund(bitcoind, deal, contract)
-    plan, tx = paid(deal, contract, Ruling(700_000, 200_000, ARBITER), Role.BUYER, Role.ARBITER)
+    plan, tx = paid(deal, contract, ruled(700_000, 200_000, rate=RATE), Role.BUYER, Role.ARBITER)
     assert len(plan.outputs) == 3
     assert vsize(tx) <= 240
     await check_paid(bitcoind, plan, tx)
@@ -161,8 +157,8 @@ async def test_ruling_pays_both_parties_and_the_arbiter(bitcoind: RegtestNode) -
 async def test_backup_arbiter_is_refused_before_the_delay_and_pays_after_it(bitcoind: RegtestNode) -> None:
     deal, contract = await real_deal(bitcoind, "backup", delay=6)
     await fund(bitcoind, deal, contract)
-    ruling = Ruling(1_000_000, 0, ARBITER)
-    plan, tx = paid(deal, contract, ruling, Role.SELLER, Role.ARBITER, branch=Branch.BACKUP)
+    ruling = ruled(1_000_000, branch=Branch.BACKUP, rate=RATE)
+    plan, tx = paid(deal, contract, ruling, Role.SELLER, Role.ARBITER)
     # With one confirmation the next block is one above it; the delay is over in the block that makes six.
     for _ in range(5):
         assert await accepted(bitcoind, tx) == "non-BIP68-final"
@@ -176,15 +172,15 @@ async def test_main_branch_stays_open_after_the_delay(bitcoind: RegtestNode) -> 
     deal, contract = await real_deal(bitcoind, "late", delay=2)
     await fund(bitcoind, deal, contract)
     await bitcoind.mine(3)
-    await check_paid(bitcoind, *paid(deal, contract, Settlement(500_000), Role.BUYER, Role.SELLER))
+    await check_paid(bitcoind, *paid(deal, contract, settled(500_000, rate=RATE), Role.BUYER, Role.SELLER))
 
 
 async def test_higher_rate_replaces_a_payout_that_waits(bitcoind: RegtestNode) -> None:
     deal, contract = await real_deal(bitcoind, "bump")
     await fund(bitcoind, deal, contract)
-    first, cheap = paid(deal, contract, Release(), Role.BUYER, Role.SELLER)
+    first, cheap = paid(deal, contract, RELEASE, Role.BUYER, Role.SELLER)
     await bitcoind.rpc("sendrawtransaction", cheap.hex())
-    second, dear = paid(deal, contract, Release(), Role.BUYER, Role.SELLER, rate=5_000)
+    second, dear = paid(deal, contract, RELEASE, Role.BUYER, Role.SELLER, rate=5_000)
     await check_paid(bitcoind, second, dear)
     assert txid_text(first.txid) not in await bitcoind.rpc("getrawmempool")
 
@@ -192,7 +188,7 @@ async def test_higher_rate_replaces_a_payout_that_waits(bitcoind: RegtestNode) -
 async def test_smallest_output_that_is_kept_is_relayed(bitcoind: RegtestNode) -> None:
     deal, contract = await real_deal(bitcoind, "dust")
     await fund(bitcoind, deal, contract)
-    plan, tx = paid(deal, contract, Settlement(294), Role.BUYER, Role.SELLER)
+    plan, tx = paid(deal, contract, settled(294, rate=RATE), Role.BUYER, Role.SELLER)
     assert plan.value(Role.BUYER) == 294
     await check_paid(bitcoind, plan, tx)
 

@@ -12,14 +12,15 @@ from escrow.funding import FundingPlan
 from escrow.hd import hash160
 from escrow.keys import arbiter_secret, make_keys, public_key
 from escrow.payout import PayoutPlan, sign_payout
-from escrow.script import Branch, Role
+from escrow.script import Role
 from escrow.shares import targets
 from escrow.signatures import SIGHASH_ALL, sign_ecdsa, sign_schnorr
 from escrow.sizes import P2TR_INPUT_WEIGHT, P2WPKH_INPUT_WEIGHT, fee, is_p2wpkh
 from escrow.transactions import Witness, build, p2wpkh_code, sighash_v0, sighash_v1, txid_of
 from protocol.contract import MAX_INPUTS, ArbiterTerms, Contract, FeeTerms, FundingInput, Party, contract_id
 from protocol.offer import OfferRef
-from protocol.types import EscrowType, Network, Side
+from protocol.outcome import RulingOutcome, SettlementOutcome, cancelled_due
+from protocol.types import Branch, EscrowType, Network, Side
 
 NETWORK = Network.REGTEST
 FEES = FeeTerms(funding=2_000, payout=3_000, payout_max=30_000)
@@ -28,6 +29,20 @@ FEES = FeeTerms(funding=2_000, payout=3_000, payout_max=30_000)
 def fixed(*name: object) -> bytes:
     """32 bytes that depend on the name only; as secrets they are in the group but for a chance of 2^-128."""
     return blake2b(repr(name).encode(), digest_size=32).digest()
+
+
+def settled(due: int, *, rate: int = FEES.payout) -> SettlementOutcome:
+    return SettlementOutcome(due, rate)
+
+
+def cancelled(contract: Contract) -> SettlementOutcome:
+    return SettlementOutcome(cancelled_due(contract), contract.fees.payout)
+
+
+def ruled(
+    share: int, forfeit: int = 0, *, branch: Branch = Branch.MAIN, rate: int = FEES.payout, script: bytes | None = None
+) -> RulingOutcome:
+    return RulingOutcome(branch, share, forfeit, script or p2wpkh(fixed("arbiter's wallet")), rate)
 
 
 def p2wpkh(secret: bytes) -> bytes:

@@ -10,18 +10,14 @@ from msgspec.structs import replace
 from escrow.errors import BadPayout, BadPayoutSignature, GateRefused, UnsupportedScript
 from escrow.funding import derive_funding
 from escrow.payout import (
-    Outcome,
+    RELEASE,
     PayoutPlan,
-    Refund,
-    Release,
-    Ruling,
-    Settlement,
     assemble_payout,
     check_payout_signature,
     derive_payout,
     sign_payout,
 )
-from escrow.script import Branch, Role
+from escrow.script import Role
 from escrow.shares import carried_fee
 from escrow.signatures import sign_ecdsa
 from escrow.sizes import dust_limit, fee
@@ -29,10 +25,10 @@ from escrow.terms import check_contract
 from escrow.transactions import REPLACEABLE, parse, txid_of, vsize, witness_of
 from escrow.verify import gate_payout
 from protocol.contract import Contract
-from protocol.types import PPM, EscrowType, Network
-from tests.unit.escrow_support import FEES, NETWORK, SCRIPTS, Deal, deals, fixed, p2wpkh, p2wsh
+from protocol.outcome import Outcome, RulingOutcome, pot
+from protocol.types import PPM, Branch, EscrowType, Network
+from tests.unit.escrow_support import FEES, NETWORK, SCRIPTS, Deal, cancelled, deals, fixed, p2wsh, ruled, settled
 
-ARBITER = p2wpkh(fixed("arbiter's wallet"))
 PAIRS = ((Role.BUYER, Role.SELLER), (Role.BUYER, Role.ARBITER), (Role.SELLER, Role.ARBITER))
 
 
@@ -41,21 +37,22 @@ def payouts(draw: st.DrawFn) -> tuple[Deal, Contract, PayoutPlan, int]:
     """Any legal payout of any deal, and its rate."""
     deal = draw(deals())
     contract = deal.contract()
-    share = st.integers(0, PPM) | st.sampled_from((0, 1, PPM // 2 - 1, PPM // 2 + 1, PPM - 1, PPM))
-    pot = contract.amount + contract.buyer_deposit + contract.seller_deposit
-    script = SCRIPTS[draw(st.sampled_from(sorted(SCRIPTS)))](fixed("arbiter"))
-    outcomes: st.SearchStrategy[Outcome] = (
-        st.just(Release())
-        | st.just(Refund())
-        | (st.integers(0, pot) | st.integers(0, 700) | st.integers(pot - 700, pot)).map(Settlement)
-        | st.builds(Ruling, share.filter(lambda s: 2 * s != PPM), share, st.just(script))
-        | st.just(Ruling(PPM // 2, 0, script))
-    )
-    outcome = draw(outcomes)
-    branches = list(Branch) if deal.escrow_type is EscrowType.WSH_2OF3_BACKUP else [Branch.MAIN]
     rate = draw(st.integers(contract.fees.payout, contract.fees.payout_max) | st.just(contract.fees.payout))
-    branch = draw(st.sampled_from(branches))
-    return deal, contract, derive_payout(contract, NETWORK, outcome, rate=rate, branch=branch), rate
+    share = st.integers(0, PPM) | st.sampled_from((0, 1, PPM // 2 - 1, PPM // 2 + 1, PPM - 1, PPM))
+    branches = list(Branch) if deal.escrow_type is EscrowType.WSH_2OF3_BACKUP else [Branch.MAIN]
+    rulings = st.builds(
+        ruled,
+        share.filter(lambda s: 2 * s != PPM) | st.just(PPM // 2),
+        share,
+        branch=st.sampled_from(branches),
+        rate=st.just(rate),
+        script=st.sampled_from([make(fixed("arbiter")) for make in SCRIPTS.values()]),
+    ).map(lambda r: replace(r, forfeit=0) if 2 * r.buyer_share == PPM else r)
+    whole = pot(contract)
+    dues = st.integers(0, whole) | st.integers(0, 700) | st.integers(whole - 700, whole) | st.just(deal.buyer_deposit)
+    outcome: Outcome = draw(st.just(RELEASE) | dues.map(lambda due: settled(due, rate=rate)) | rulings)
+    plan = derive_payout(contract, NETWORK, outcome, rate=rate if outcome == RELEASE else None)
+    return deal, contract, plan, rate
 
 
 class TestForAnyContractAndOutcome:
@@ -78,7 +75,7 @@ class TestForAnyContractAndOutcome:
         assert plan.fee * 1000 >= rate * vsize(signed)
         regular = max(carried_fee(contract), fee(plan.weight, rate))
         # Dust goes to the miners: less than one dust limit for each output that is not there.
-        missing = (3 if isinstance(plan.outcome, Ruling) else 2) - len(plan.outputs)
+        missing = (3 if isinstance(plan.outcome, RulingOutcome) else 2) - len(plan.outputs)
         assert regular <= plan.fee <= regular + missing * 329
 
     @given(payouts(), st.sampled_from(PAIRS))
@@ -88,7 +85,7 @@ class TestForAnyContractAndOutcome:
         deal, contract, plan, rate = case
         signed = assemble_payout(plan, deal.signatures(contract, plan, *pair))
         assert txid_of(signed) == plan.txid
-        gate_payout(contract, NETWORK, signed, plan.outcome, rate=rate, branch=plan.branch)
+        gate_payout(contract, NETWORK, signed, plan.outcome, rate=rate if plan.outcome == RELEASE else None)
 
     @given(deals())
     def test_release_at_the_contracts_rate_pays_exactly_what_is_due(self, deal: Deal) -> None:
@@ -108,21 +105,22 @@ class TestForAnyContractAndOutcome:
     ) -> None:
         deal, _, plan, _ = case
         due = deal.arbiter_fee if plan.branch is Branch.MAIN else deal.backup_fee
-        if isinstance(plan.outcome, Ruling) and due >= dust_limit(plan.outcome.arbiter_script):
+        if isinstance(plan.outcome, RulingOutcome) and due >= dust_limit(plan.outcome.fee_script):
             assert plan.value(Role.ARBITER) == due
         else:
             assert plan.value(Role.ARBITER) == 0
 
-    @given(payouts())
+    @given(deals(), st.data())
     def test_nobody_pays_more_of_the_extra_fee_than_a_half_unless_the_other_cannot(
-        self, case: tuple[Deal, Contract, PayoutPlan, int]
+        self, deal: Deal, data: st.DataObject
     ) -> None:
-        deal, contract, plan, rate = case
-        if not isinstance(plan.outcome, Refund) or not deal.buyer_deposit:
-            return
+        contract = deal.contract()
+        rate = data.draw(st.integers(contract.fees.payout, contract.fees.payout_max))
+        plan = derive_payout(contract, NETWORK, replace(cancelled(contract), rate=rate))
         extra = max(0, fee(plan.weight, rate) - carried_fee(contract))
+        half = extra // 2 if deal.buyer_deposit else 0
         lost = deal.buyer_deposit - plan.value(Role.BUYER)
-        assert lost <= extra // 2 + max(0, extra - extra // 2 - deal.amount - deal.seller_deposit) + 329
+        assert lost <= half + max(0, extra - half - deal.amount - deal.seller_deposit) + 329
 
 
 class TestOutcomes:
@@ -132,69 +130,69 @@ class TestOutcomes:
     contract = deal.contract()
     carried = carried_fee(contract)
     # A third output costs 31 vB more; halves of that are taken from both.
-    third = fee(derive_payout(contract, NETWORK, Ruling(0, 0, ARBITER)).weight, FEES.payout) - carried
+    third = fee(derive_payout(contract, NETWORK, ruled(0)).weight, FEES.payout) - carried
 
-    def values(self, outcome: Outcome, branch: Branch = Branch.MAIN) -> tuple[int, int, int]:
-        plan = derive_payout(self.contract, NETWORK, outcome, branch=branch)
+    def values(self, outcome: Outcome) -> tuple[int, int, int]:
+        plan = derive_payout(self.contract, NETWORK, outcome)
         return plan.value(Role.BUYER), plan.value(Role.SELLER), plan.value(Role.ARBITER)
 
-    def ruled(self, buyer: int, seller: int, arbiter: int) -> tuple[int, int, int]:
+    def less(self, buyer: int, seller: int, arbiter: int) -> tuple[int, int, int]:
         return buyer - self.third // 2, seller - (self.third - self.third // 2), arbiter
 
     def test_third_output_is_paid_for(self) -> None:
         assert self.third == 93
 
     def test_release_and_refund(self) -> None:
-        assert self.values(Release()) == (1_100_000, 200_000, 0)
-        assert self.values(Refund()) == (100_000, 1_200_000, 0)
+        assert self.values(RELEASE) == (1_100_000, 200_000, 0)
+        assert self.values(cancelled(self.contract)) == (100_000, 1_200_000, 0)
 
     def test_settlement_is_what_was_agreed(self) -> None:
-        assert self.values(Settlement(600_000)) == (600_000, 700_000, 0)
+        assert self.values(settled(600_000)) == (600_000, 700_000, 0)
         with pytest.raises(BadPayout, match="more than"):
-            self.values(Settlement(1_300_001))
+            self.values(settled(1_300_001))
 
     def test_settlement_that_gives_all_to_one_has_one_output(self) -> None:
-        assert len(derive_payout(self.contract, NETWORK, Settlement(0)).outputs) == 1
-        assert self.values(Settlement(0)) == (0, 1_300_000, 0)
-        assert self.values(Settlement(1_300_000)) == (1_300_000, 0, 0)
+        assert len(derive_payout(self.contract, NETWORK, settled(0)).outputs) == 1
+        assert self.values(settled(0)) == (0, 1_300_000, 0)
+        assert self.values(settled(1_300_000)) == (1_300_000, 0, 0)
 
     def test_loser_pays_the_arbiter(self) -> None:
-        assert self.values(Ruling(PPM, 0, ARBITER)) == self.ruled(1_100_000, 190_000, 10_000)
-        assert self.values(Ruling(0, 0, ARBITER)) == self.ruled(90_000, 1_200_000, 10_000)
-        assert self.values(Ruling(700_000, 0, ARBITER)) == self.ruled(800_000, 490_000, 10_000)
+        assert self.values(ruled(PPM)) == self.less(1_100_000, 190_000, 10_000)
+        assert self.values(ruled(0)) == self.less(90_000, 1_200_000, 10_000)
+        assert self.values(ruled(700_000)) == self.less(800_000, 490_000, 10_000)
 
     def test_even_split_is_paid_by_both(self) -> None:
-        assert self.values(Ruling(PPM // 2, 0, ARBITER)) == self.ruled(595_000, 695_000, 10_000)
+        assert self.values(ruled(PPM // 2)) == self.less(595_000, 695_000, 10_000)
         with pytest.raises(BadPayout, match="even split"):
-            self.values(Ruling(PPM // 2, 1, ARBITER))
+            self.values(ruled(PPM // 2, 1))
 
     def test_backup_arbiter_takes_its_own_fee(self) -> None:
-        assert self.values(Ruling(PPM, 0, ARBITER), Branch.BACKUP) == self.ruled(1_100_000, 187_000, 13_000)
+        assert self.values(ruled(PPM, branch=Branch.BACKUP)) == self.less(1_100_000, 187_000, 13_000)
 
     def test_losers_deposit_goes_to_the_winner_in_part_or_whole(self) -> None:
-        assert self.values(Ruling(PPM, 250_000, ARBITER)) == self.ruled(1_150_000, 140_000, 10_000)
-        assert self.values(Ruling(0, 500_000, ARBITER)) == self.ruled(40_000, 1_250_000, 10_000)
+        assert self.values(ruled(PPM, 250_000)) == self.less(1_150_000, 140_000, 10_000)
+        assert self.values(ruled(0, 500_000)) == self.less(40_000, 1_250_000, 10_000)
 
     def test_winner_pays_what_the_loser_has_not(self) -> None:
-        buyer, seller, arbiter = self.values(Ruling(PPM, PPM, ARBITER))
+        buyer, seller, arbiter = self.values(ruled(PPM, PPM))
         assert (seller, arbiter) == (0, 10_000)
         # Two outputs cost what the escrow carries.
         assert buyer == 1_300_000 - 10_000
 
     def test_shares_are_rounded_down_for_the_buyer(self) -> None:
         odd = Deal(amount=999_999, buyer_deposit=0, seller_deposit=0, arbiter_fee=0)
-        plan = derive_payout(odd.contract(), NETWORK, Ruling(333_333, 0, ARBITER))
+        plan = derive_payout(odd.contract(), NETWORK, ruled(333_333))
         assert plan.value(Role.BUYER) == 333_332
         assert sum(plan.value(role) for role in Role) + plan.fee == plan.escrow_value
 
     @pytest.mark.parametrize("ruling", [(PPM + 1, 0), (-1, 0), (0, PPM + 1), (0, -1)])
     def test_shares_over_one_whole_are_refused(self, ruling: tuple[int, int]) -> None:
         with pytest.raises(BadPayout, match="whole"):
-            self.values(Ruling(*ruling, ARBITER))
+            self.values(ruled(*ruling))
 
     def test_ruling_can_not_pay_to_a_script_that_anyone_may_spend(self) -> None:
         with pytest.raises(UnsupportedScript):
-            self.values(Ruling(PPM, 0, b"\x60\x20" + bytes(32)))
+            self.values(ruled(PPM, script=b"\x60\x20" + bytes(32)))
 
     def test_release_pays_to_payout_scripts_and_all_else_to_refund_scripts(self) -> None:
         """A payout script may belong to a shop; a refund must not end there."""
@@ -204,8 +202,8 @@ class TestOutcomes:
             return {o.output.script_pubkey for o in plan.outputs if o.owner is not Role.ARBITER}
 
         parties = (self.contract.buyer, self.contract.seller)
-        assert scripts(Release()) == {p.payout_script for p in parties}
-        for outcome in (Refund(), Settlement(500_000), Ruling(PPM, 0, ARBITER)):
+        assert scripts(RELEASE) == {p.payout_script for p in parties}
+        for outcome in (cancelled(self.contract), settled(500_000), ruled(PPM)):
             assert scripts(outcome) == {p.refund_script for p in parties}
 
 
@@ -217,6 +215,17 @@ class TestRates:
     def test_rate_outside_the_band_is_refused(self, rate: int) -> None:
         with pytest.raises(BadPayout, match="band"):
             derive_payout(self.contract, NETWORK, rate=rate)
+
+    def test_settlement_and_ruling_are_held_to_the_band_too(self) -> None:
+        for rate in (FEES.payout - 1, FEES.payout_max + 1):
+            for outcome in (settled(500_000, rate=rate), ruled(PPM, rate=rate)):
+                with pytest.raises(BadPayout, match="band"):
+                    derive_payout(self.contract, NETWORK, outcome)
+
+    def test_rate_of_a_settlement_or_ruling_can_not_be_changed_beside_it(self) -> None:
+        for outcome in (settled(500_000), ruled(PPM)):
+            with pytest.raises(BadPayout, match="part of it"):
+                derive_payout(self.contract, NETWORK, outcome, rate=FEES.payout_max)
 
     def test_higher_rate_is_shared_by_both_and_replaces_the_first(self) -> None:
         plans = [derive_payout(self.contract, NETWORK, rate=rate) for rate in (None, 2 * FEES.payout)]
@@ -243,7 +252,7 @@ class TestRates:
         with pytest.raises(BadPayout, match="nothing is left"):
             derive_payout(contract, NETWORK)
         with pytest.raises(BadPayout, match="arbiter's fee"):
-            derive_payout(contract, NETWORK, Ruling(PPM, 0, ARBITER))
+            derive_payout(contract, NETWORK, ruled(PPM))
         with pytest.raises(BadPayout, match="fee is more"):
             derive_payout(contract, NETWORK, rate=FEES.payout_max)
 
@@ -253,17 +262,16 @@ class TestBranches:
     contract = deal.contract()
 
     def test_backup_branch_waits_for_its_delay(self) -> None:
-        plan = derive_payout(self.contract, NETWORK, Ruling(PPM, 0, ARBITER), branch=Branch.BACKUP)
+        plan = derive_payout(self.contract, NETWORK, ruled(PPM, branch=Branch.BACKUP))
         assert parse(plan.unsigned).vin[0].nSequence == 144
 
     def test_escrow_without_backup_has_no_such_branch(self) -> None:
         contract = Deal(escrow_type=EscrowType.WSH_2OF3).contract()
-        for outcome in (Release(), Ruling(PPM, 0, ARBITER)):
-            with pytest.raises(BadPayout, match="no branch"):
-                derive_payout(contract, NETWORK, outcome, branch=Branch.BACKUP)
+        with pytest.raises(BadPayout, match="no branch"):
+            derive_payout(contract, NETWORK, ruled(PPM, branch=Branch.BACKUP))
 
     def test_main_keys_sign_nothing_in_the_backup_branch(self) -> None:
-        plan = derive_payout(self.contract, NETWORK, branch=Branch.BACKUP)
+        plan = derive_payout(self.contract, NETWORK, ruled(PPM, branch=Branch.BACKUP))
         with pytest.raises(GateRefused):
             sign_payout(plan, self.deal.signer(self.contract, Role.BUYER, Branch.MAIN))
 
@@ -297,9 +305,9 @@ class TestSignatures:
     @pytest.mark.parametrize(
         "other",
         [
-            derive_payout(contract, NETWORK, Refund()),
+            derive_payout(contract, NETWORK, cancelled(contract)),
             derive_payout(contract, NETWORK, rate=2 * FEES.payout),
-            derive_payout(contract, NETWORK, branch=Branch.BACKUP),
+            derive_payout(contract, NETWORK, ruled(PPM, branch=Branch.BACKUP)),
             derive_payout(replace(contract, price=contract.price + 1), NETWORK),
             derive_payout(contract, Network.SIGNET),
         ],

@@ -13,9 +13,9 @@ from msgspec.structs import replace
 from escrow.address import address_of
 from escrow.errors import BadArbiterKey, BadEscrowTerms
 from escrow.keys import public_key
-from escrow.script import Branch, EscrowScript, Role, build_script, decode_script, escrow_script, script_size
+from escrow.script import EscrowScript, Role, build_script, decode_script, escrow_script, script_size
 from protocol.contract import contract_id
-from protocol.types import EscrowType, Network, Side
+from protocol.types import Branch, EscrowType, Network, Side
 from tests.unit.escrow_support import NETWORK, Deal, fixed
 
 B, S, A, B2, S2, A2 = (public_key(fixed("script key", i)) for i in range(6))

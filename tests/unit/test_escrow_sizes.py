@@ -6,13 +6,13 @@ import pytest
 
 from escrow.funding import derive_funding
 from escrow.inputs import assemble_funding
-from escrow.payout import Refund, Release, Ruling, derive_payout
+from escrow.payout import RELEASE, derive_payout
 from escrow.payout import assemble_payout as assemble
-from escrow.script import Branch, Role
+from escrow.script import Role
 from escrow.sizes import dust_limit, fee
 from escrow.transactions import vsize, weight
-from protocol.types import EscrowType, Side
-from tests.unit.escrow_support import NETWORK, Deal, fixed, p2tr, p2wpkh, p2wsh
+from protocol.types import Branch, EscrowType, Side
+from tests.unit.escrow_support import NETWORK, Deal, cancelled, fixed, p2tr, p2wpkh, p2wsh, ruled
 
 SAMPLES = 8
 """Deals with other keys each: the sizes must not hang on lucky signatures."""
@@ -47,8 +47,7 @@ def test_trade_funded_by_the_seller_alone_stays_within_300_vbytes(sample: int) -
 def test_ruling_with_three_outputs_stays_within_240_vbytes(branch: Branch) -> None:
     deal = Deal()
     contract = deal.contract()
-    ruling = Ruling(700_000, 0, p2wpkh(fixed("arbiter's own")))
-    plan = derive_payout(contract, NETWORK, ruling, branch=branch)
+    plan = derive_payout(contract, NETWORK, ruled(700_000, branch=branch))
     assert len(plan.outputs) == 3
     assert vsize(assemble(plan, deal.signatures(contract, plan, Role.SELLER, Role.ARBITER))) <= 240
 
@@ -61,7 +60,7 @@ def test_counted_weight_is_never_under_the_real_one() -> None:
         funding = derive_funding(contract, NETWORK)
         funded = assemble_funding(funding, deal.witnesses(funding, Side.BUY), deal.witnesses(funding, Side.SELL))
         assert funding.weight - weight(funded) == 3 + 2
-        for outcome in (Release(), Refund()):
+        for outcome in (RELEASE, cancelled(contract)):
             plan = derive_payout(contract, NETWORK, outcome)
             paid = assemble(plan, deal.signatures(contract, plan, Role.BUYER, Role.ARBITER))
             assert plan.weight - weight(paid) == 3 + 2

@@ -12,8 +12,8 @@ from escrow.coins import OutPoint, TxOut
 from escrow.errors import BadPayout, GateRefused
 from escrow.funding import derive_funding
 from escrow.inputs import assemble_funding
-from escrow.payout import PayoutPlan, Refund, Release, Ruling, assemble_payout, derive_payout
-from escrow.script import Branch, Role
+from escrow.payout import RELEASE, PayoutPlan, assemble_payout, derive_payout
+from escrow.script import Role
 from escrow.signatures import sign_ecdsa
 from escrow.transactions import build, parse, sighash_v0, with_witnesses, witness_of
 from escrow.verify import (
@@ -25,8 +25,8 @@ from escrow.verify import (
     payout_signatures_hold,
     same_as_derived,
 )
-from protocol.types import EscrowType, Side
-from tests.unit.escrow_support import NETWORK, Deal, coin, fixed, p2wpkh
+from protocol.types import Branch, EscrowType, Side
+from tests.unit.escrow_support import NETWORK, Deal, cancelled, coin, fixed, p2wpkh, ruled
 
 DEAL = Deal(buyer_coins=(coin(100_000, "one"), coin(250_000, "two", taproot=True)))
 CONTRACT = DEAL.contract()
@@ -151,15 +151,16 @@ def test_every_pair_in_every_branch_satisfies_bitcoin_core(
         return
     deal = Deal(escrow_type=kind)
     contract = deal.contract()
-    for outcome in (Release(), Refund(), Ruling(700_000, 0, p2wpkh(fixed("arbiter")))):
-        plan = derive_payout(contract, NETWORK, outcome, branch=branch)
+    main = (RELEASE, cancelled(contract), ruled(700_000))
+    for outcome in main if branch is Branch.MAIN else (ruled(700_000, branch=branch), ruled(0, branch=branch)):
+        plan = derive_payout(contract, NETWORK, outcome)
         tx = assemble_payout(plan, deal.signatures(contract, plan, *pair))
         assert consensus_holds(tx, [TxOut(plan.escrow_value, plan.escrow.script_pubkey)])
 
 
 @needs_kernel
 def test_backup_branch_with_too_low_a_sequence_is_refused_by_bitcoin_core() -> None:
-    plan = derive_payout(CONTRACT, NETWORK, branch=Branch.BACKUP)
+    plan = derive_payout(CONTRACT, NETWORK, ruled(0, branch=Branch.BACKUP))
     secrets = {role: DEAL.signer(CONTRACT, role, Branch.BACKUP) for role in (Role.BUYER, Role.ARBITER)}
     for sequence, holds in ((1008, True), (1009, True), (1007, False), (0xFFFFFFFD, False), (1008 | 1 << 22, False)):
         unsigned = build([(plan.escrow_outpoint, sequence)], [o.output for o in plan.outputs])
@@ -221,9 +222,9 @@ def test_other_bytes_are_refused_in_one_way(tx: bytes) -> None:
 
 def test_gate_for_one_outcome_does_not_pass_another() -> None:
     with pytest.raises(GateRefused):
-        gate_payout(CONTRACT, NETWORK, PAID, Refund())
+        gate_payout(CONTRACT, NETWORK, PAID, cancelled(CONTRACT))
     with pytest.raises(GateRefused):
-        gate_payout(CONTRACT, NETWORK, PAID, branch=Branch.BACKUP)
+        gate_payout(CONTRACT, NETWORK, PAID, ruled(0, branch=Branch.BACKUP))
     with pytest.raises(BadPayout):
         gate_payout(CONTRACT, NETWORK, PAID, rate=1)
 
