@@ -13,12 +13,12 @@ from hashlib import sha256
 from msgspec import Struct
 
 from escrow.address import address_of
-from escrow.script import Branch, EscrowScript, Role, decode_script
+from escrow.script import EscrowScript, Role, decode_script
 from escrow.signatures import SIGHASH_ALL, verify_ecdsa
 from escrow.transactions import parse, sighash_v0, witness_of
 from p2pnode.regtest import COIN, RegtestNode
 from protocol.errors import ChainError
-from protocol.types import Network
+from protocol.types import Branch, Network
 
 _DUMMY = b""
 
