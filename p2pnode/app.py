@@ -49,7 +49,7 @@ from p2pnode.notices import Notices
 from p2pnode.offerbook import OfferBook
 from p2pnode.ownoffers import OwnOffers
 from p2pnode.policy import TradePolicy
-from p2pnode.ports import unavailable
+from p2pnode.ports import AddressUnavailable, unavailable
 from p2pnode.post import ChannelPost
 from p2pnode.publisher import OwnContact, Publisher
 from p2pnode.reconcile import Reconciler
@@ -68,6 +68,7 @@ from p2pnode.tradestore import TradeStore
 from protocol import trade_events as ev
 from protocol.contact import Address
 from protocol.contract import Contract
+from protocol.errors import P2PError
 from protocol.types import Network
 from protocol.wire import MAX_ENVELOPE, Envelope
 
@@ -305,14 +306,14 @@ class App:
             try:
                 await dht.start()
             except PortInUse as e:
-                raise unavailable(OSError(errno.EADDRINUSE, ""), config.host, config.port, "node.port") from e
+                raise _taken(e, config.host, config.port) from e
             port = dht.local[1]
             try:
                 await channels.listen(config.host, port)
-            except CannotListen:
+            except CannotListen as e:
                 await dht.close()
                 if config.port != 0 or attempt + 1 == PORT_ATTEMPTS:
-                    raise
+                    raise _taken(e, config.host, port) from e
                 continue
             self._parts.push_async_callback(dht.close)
             return config.host, port, dht
@@ -398,6 +399,13 @@ async def _serve(config: Config, keys: Keys) -> None:
 def _channel_limits(config: Config) -> Limits:
     per_origin = config.limits.sessions if config.network is Network.REGTEST else config.limits.sessions_per_address
     return Limits(max_inbound=config.limits.sessions, max_inbound_per_origin=per_origin)
+
+
+def _taken(error: P2PError, host: str, port: int) -> AddressUnavailable:
+    """Why the port for peers can't be had, from the system's own reason where there is one."""
+    cause = error.__cause__
+    reason = cause if isinstance(cause, OSError) else OSError(errno.EADDRINUSE, "")
+    return unavailable(reason, host, port, "node.port")
 
 
 async def _lookup_contact(dht: DhtNode, network: Network, persona: bytes) -> list[Envelope]:

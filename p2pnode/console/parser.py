@@ -165,7 +165,9 @@ def _node_verbs(verbs: _Verbs) -> None:
         "  p2pnode demo\n  p2pnode demo --keep      leave everything running and say what to try next\n",
     )
     demo.add_argument("--keep", action="store_true", help="leave everything running")
-    demo.add_argument("--escrow-type", type=int, choices=(1, 2), default=2, help="1: 2-of-3; 2: with a backup arbiter (2)")
+    demo.add_argument(
+        "--escrow-type", type=int, choices=(1, 2), default=2, help="1: 2-of-3; 2: with a backup arbiter (2)"
+    )
     demo.add_argument("--single", action="store_true", help="no deposits: the seller funds the escrow alone")
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import msgspec
 from msgspec import Struct
-from rich.console import Console
 
 from p2pnode import keystore
 from p2pnode.config import Config, load, write_out
@@ -94,21 +93,28 @@ def show(made: NewNode, *, as_json: bool) -> None:
     if as_json:
         print(msgspec.json.format(msgspec.json.encode(made), indent=2).decode())  # noqa: T201
         return
-    console = Console(highlight=False, soft_wrap=True)
+    lines: list[str] = []
     if made.mnemonic is not None:
-        console.print("Write these words down, in this order, and keep them where nobody else finds them.")
-        console.print("They restore your keys and coins. They are shown now and never again.\n")
+        lines += [
+            "Write these words down, in this order, and keep them where nobody else finds them.",
+            "They restore your keys and coins. They are shown now and never again.",
+            "",
+        ]
         words = made.mnemonic.split()
         rows = -(-len(words) // 4)
         for row in range(rows):
-            console.print("   ".join(f"{i + 1:>2} {words[i]:<10}" for i in range(row, len(words), rows)).rstrip())
-        console.print()
-    console.print(f"A {made.network} node is set up in {made.data_dir}", markup=False)
-    console.print(f"  roles    {', '.join(made.roles)}")
-    console.print(f"  persona  {made.persona}")
+            cells = (f"{i + 1:>2} {words[i]:<10}" for i in range(row, len(words), rows))
+            lines.append("   ".join(cells).rstrip())
+        lines.append("")
+    lines += [
+        f"A {made.network} node is set up in {made.data_dir}",
+        f"  roles    {', '.join(made.roles)}",
+        f"  persona  {made.persona}",
+    ]
     if not made.passphrase:
-        console.print("  The mnemonic is not encrypted: whoever reads the folder has the keys.")
-    console.print(f"Start it with: p2pnode run --datadir {made.data_dir}", markup=False)
+        lines.append("  The mnemonic is not encrypted: whoever reads the folder has the keys.")
+    lines.append(f"Start it with: p2pnode run --datadir {made.data_dir}")
+    print("\n".join(lines))  # noqa: T201
 
 
 def _new_passphrase(config: Config, *, no_passphrase: bool) -> str:

@@ -35,7 +35,10 @@ def show(view: Struct, *, as_json: bool) -> None:
         return
     # Without a terminal there is no width to keep to, and cut lines would be lost on whoever reads them.
     console = Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
-    console.print(render(view))
+    # Rich would end the process when the reader is gone; `cli.main` knows better, so the writing is ours.
+    with console.capture() as capture:
+        console.print(render(view))
+    print("\n".join(line.rstrip() for line in capture.get().splitlines()))  # noqa: T201
 
 
 def render(view: Struct) -> RenderableType:  # noqa: C901, PLR0911, PLR0912  (one case per view)
