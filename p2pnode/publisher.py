@@ -204,8 +204,10 @@ class Publisher:
                 pause = min(pause * 2, LONGEST_PAUSE)
 
     async def _sleep(self, seconds: float) -> None:
+        # Not wait_for: before Python 3.12 it forgets a cancellation that comes together with the wake-up.
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
 
     async def _pass(self) -> bool:
         """Put everything that is due. False when something could not be put."""
