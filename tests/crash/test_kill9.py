@@ -90,6 +90,7 @@ async def test_killed_node_completes_its_trade(
     monkeypatch.undo()
     offer = await publish(cast)
     died = False
+    seller = buyer = None
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         if victim._ended():

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from msgspec.structs import replace
@@ -88,7 +89,10 @@ def take_edit(change: Callable[[World, Take], Take]) -> Edit:
     return edit
 
 
-def edit_of(cls: type[Payload], change: Callable[[World, Payload], Payload]) -> Edit:
+P = TypeVar("P", bound=Payload)
+
+
+def edit_of(cls: type[P], change: Callable[[World, P], Payload]) -> Edit:
     """An altered payload under the true header."""
 
     def edit(world: World, message: Message) -> tuple[Header, Payload]:
@@ -159,7 +163,7 @@ def bent_witness(signature_end: bytes) -> Callable[[tuple[tuple[bytes, ...], ...
 
 
 def accept_edit(change: Callable[[World, Accept], Accept]) -> Edit:
-    return edit_of(Accept, change)  # type: ignore[arg-type]  # edit_of asserts the type
+    return edit_of(Accept, change)
 
 
 ACCEPTS: dict[str, tuple[Side, Callable[[World, Accept], Accept]]] = {
