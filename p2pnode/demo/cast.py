@@ -17,6 +17,7 @@ import sys
 import time
 import weakref
 from collections.abc import Awaitable, Coroutine, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -32,6 +33,7 @@ from protocol.types import Network
 START_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 10.0
 _LOOK_SECONDS: Final = 0.01
+_DYING_SECONDS: Final = 0.2
 _LAST_WORDS: Final = 2_000
 _PROGRAM: Final = Path(__file__).parents[2] / "cli.py"
 """The command line lies beside our package, in a checkout as in an installation; what is on PATH may be another."""
@@ -90,9 +92,11 @@ class Daemon:
 
     def failure(self, what: str) -> DemoFailed:
         """One line: which node, what, and where its log is."""
-        code = self._process.poll() if self._process else None
-        if code is not None:
-            what = f"{what}: its process ended with exit code {code} ({self._last_words()})"
+        if self._process is not None:
+            # A process that dies drops its connections a moment before it is gone.
+            with suppress(subprocess.TimeoutExpired):
+                code = self._process.wait(_DYING_SECONDS)
+                what = f"{what}: its process ended with exit code {code} ({self._last_words()})"
         return DemoFailed(f"the {self.name} {what}; its log: {self.log}")
 
     async def ask(self, answer: Awaitable[T], otherwise: str) -> T:
