@@ -85,7 +85,7 @@ class Formatter(logging.Formatter):
             document |= {name if name not in document else f"{name}_": value for name, value in shown.items()}
             if trace:
                 document["exception"] = trace
-            return json.dumps(document, ensure_ascii=False, default=str)
+            return json.dumps(document, default=str)
         stamp = time.strftime("%H:%M:%S", time.localtime(seconds))
         pairs = "".join(f" {name}={_quoted(value)}" for name, value in shown.items())
         # Control characters could paint over a terminal or forge a line.

@@ -33,9 +33,13 @@ SECRET_NAMES: Final = frozenset(
 """Fields whose value is never shown, whatever it is."""
 
 _NAMED: Final = re.compile(rf"(?i)\b(?:{'|'.join(sorted(SECRET_NAMES, key=len, reverse=True))})\b[\"']?\s*[:=]\s*")
-_BRACKETS: Final = {"(": ")", "[": "]", "{": "}"}
-_PROSE_END: Final = re.compile(r"[;)\]}\n]")
-_VALUE_END: Final = re.compile(r"[,;)\]}\s]")
+_OPEN: Final = "([{"
+_CLOSE: Final = ")]}"
+_QUOTES: Final = "\"'"
+_BEFORE_QUOTE: Final = " b=:,([{"
+_OPENING: Final = re.compile(r"[A-Za-z_.]*[(\[{]|b?[\"']")
+_PROSE_ENDS: Final = ";\n"
+_VALUE_ENDS: Final = ",; \t\n"
 _WORD: Final = re.compile(r"[A-Za-z]+")
 _GAP: Final = re.compile(r"[^A-Za-z]{1,8}")
 _SHAPES: Final = (
@@ -109,23 +113,35 @@ def _mask_named(text: str) -> str:
 
 
 def _end_of_value(text: str, start: int) -> int:
-    """Where the value that begins at `start` ends: its closing bracket or quote, else the next separator.
+    """Where the value that begins at `start` ends; brackets and quotes are followed to their end.
 
-    `name: value` is prose and runs on to a semicolon or the line's end; `name=value` ends at a space.
+    `name: value` is prose and runs on to a semicolon or the line's end; `name=value` ends at a space or comma. What is
+    never closed runs to the end of the text: too much is masked rather than too little.
     """
-    first = text[start : start + 1]
-    if first in _BRACKETS:
-        depth = 0
-        for i in range(start, len(text)):
-            depth += (text[i] in _BRACKETS) - (text[i] in _BRACKETS.values())
+    ends = _PROSE_ENDS if text[start - 1] == " " else _VALUE_ENDS
+    opening = _OPENING.match(text, start)
+    # A value that opens with a bracket or quote ends where that closes.
+    whole = opening is not None
+    depth = 0
+    quote = ""
+    for i in range(start, len(text)):
+        char = text[i]
+        if quote:
+            if char == quote:
+                quote = ""
+        elif char in _QUOTES and (i == start or text[i - 1] in _BEFORE_QUOTE):
+            quote = char
+        elif char in _OPEN:
+            depth += 1
+        elif char in _CLOSE:
             if depth == 0:
-                return i + 1
-        return len(text)
-    if first in ("'", '"'):
-        end = text.find(first, start + 1)
-        return len(text) if end < 0 else end + 1
-    match = (_PROSE_END if text[start - 1] == " " else _VALUE_END).search(text, start)
-    return len(text) if match is None else match.start()
+                return i
+            depth -= 1
+        elif depth == 0 and char in ends:
+            return i
+        if whole and depth == 0 and not quote and char in _CLOSE + _QUOTES:
+            return i + 1
+    return len(text)
 
 
 @cache

@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from enum import Enum, IntEnum
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Final, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from msgspec import Meta
 
@@ -23,6 +23,8 @@ from protocol.errors import UserError
 
 T = TypeVar("T")
 
+# `Path | None` makes the one, `Annotated[int, ...] | None` the other.
+_UNIONS: Final = (UnionType, Union)
 _BOOLEANS: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -133,7 +135,7 @@ def expected(hint: Any) -> str:  # noqa: ANN401  (a type, or what typing makes o
     if origin is Annotated:
         meta = get_args(hint)[1]
         return f"a whole number from {meta.ge} to {meta.le}"
-    if origin is UnionType:
+    if origin in _UNIONS:
         return expected(next(arg for arg in get_args(hint) if arg is not NoneType))
     if origin is tuple:
         return f"a list, each {expected(get_args(hint)[0])}"
@@ -174,7 +176,7 @@ def _convert(value: object, hint: Any, *, text: bool) -> Any:  # noqa: ANN401  (
         if isinstance(meta, Meta) and not cast("int", meta.ge) <= number <= cast("int", meta.le):
             raise ValueError
         return number
-    if origin is UnionType:
+    if origin in _UNIONS:
         inner = next(arg for arg in get_args(hint) if arg is not NoneType)
         return None if text and value in ("", "none") else _convert(value, inner, text=text)
     if origin is tuple:
@@ -197,7 +199,7 @@ def _scalar(value: object, hint: type[Any], *, text: bool) -> object:
         return value
     if not isinstance(value, str):
         raise ValueError  # noqa: TRY004  (one line for the user is made of either)
-    if issubclass(hint, Path) and value:
+    if issubclass(hint, Path) and value and "\0" not in value:
         return Path(value).expanduser()
     if issubclass(hint, Enum):
         named = {_enum_name(member): member for member in hint}
