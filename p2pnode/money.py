@@ -134,7 +134,7 @@ def parse_percent(text: str) -> int:
     """Parts per million of `15%`, `1.5%`, `-0.25%` or `1500ppm`; at most four decimals. Raises BadAmount."""
     cleaned = text.strip().lower().replace(" ", "")
     sign = -1 if cleaned.startswith("-") else 1
-    body = cleaned.lstrip("+-") if cleaned[:1] in "+-" else cleaned
+    body = cleaned[1:] if cleaned.startswith(("+", "-")) else cleaned
     value = _scaled(body[:-3], 0) if body.endswith("ppm") else _scaled(body.removesuffix("%"), 4)
     if value is None or not (body.endswith(("%", "ppm"))):
         raise BadAmount(f"“{_short(text)}” is not a percentage: write 15%, 1.5% or 1500ppm")
