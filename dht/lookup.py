@@ -12,6 +12,9 @@ packed around a key so that nobody else is named any more. Then everything withi
 and the driver searches beside the target for those whom the crowd hides, and hands them in with `add`. (The idea:
 Sridhar et al., Content Censorship in the InterPlanetary File System, NDSS 2024.)
 
+When the k closest lie more than twice the reach away, somebody hides those between: then up to `MAX_REGION` candidates
+are asked, the closest first, until the place is as dense as it should be.
+
 Nor does it end before the `anchors` closest nodes of our own table have answered, however close the rest is: liars that
 name each other as the closest would otherwise fill the set, and nobody honest would be asked.
 
@@ -156,14 +159,21 @@ class Lookup:
             if stage in _GONE or (answered_only and stage != Stage.ANSWERED):
                 continue
             if (count := len(out)) >= k:
-                if count == k and self.reach and out[-1].distance <= self.reach // 2:
-                    self.crowded = True
-                if count == k and self.crowded:
-                    limit = self.reach * 3 // 2
+                if count == k and self.reach:
+                    limit = self._limit(out[-1].distance)
                 if candidate.distance > limit or count >= MAX_REGION:
                     break
             out.append(candidate)
         return out
+
+    def _limit(self, kth: int) -> int:
+        """How far the closest go beyond the k-th, by what its distance tells."""
+        if kth <= self.reach // 2:
+            self.crowded = True
+        if self.crowded:
+            return self.reach * 3 // 2
+        # Too thin for chance (one search in a hundred): somebody names his own only. Go on with whoever is known.
+        return kth * 64 if kth > 2 * self.reach else 0
 
     def add(self, contacts: Iterable[Contact]) -> None:
         """Take in nodes found by other means."""

@@ -36,8 +36,9 @@ def jobs(nodes: int, seed: int, *, quick: bool) -> list[tuple[Callable[..., ex.R
 
 def line(row: ex.Row) -> str:
     """A row of the table."""
+    found, p50, p95 = (f"{row.success:.2%}", str(row.rtts_p50), str(row.rtts_p95)) if row.reads else ("-", "-", "-")
     return (
-        f"{row.experiment:<42}{row.nodes:>7}{row.reads:>7}{row.success:>9.2%}{row.rtts_p50:>9}{row.rtts_p95:>9}"
+        f"{row.experiment:<42}{row.nodes:>7}{row.reads:>7}{found:>9}{p50:>9}{p95:>9}"
         f"{row.messages_per_node_hour:>12}{row.cpu_s:>8}"
     )
 

@@ -22,7 +22,7 @@ from nacl import bindings  # noqa: E402
 
 from dht.market import Market  # noqa: E402
 from dht.node import Seed  # noqa: E402
-from dht.records import Registry  # noqa: E402
+from dht.records import Record, Registry  # noqa: E402
 from dht.stream import TcpFrames  # noqa: E402
 from protocol.types import Network  # noqa: E402
 from protocol.wire import signed_input  # noqa: E402
@@ -66,7 +66,7 @@ async def read(pipe: Connection) -> dict[str, object]:
     await node.start()
     node.engine.registry = Registry(Network.REGTEST, (BIDS,))
     await node.bootstrap([Seed(*seed)])
-    seen = []
+    seen: list[Record] = []
     market = Market(node, KEY, seen.append, open_stream=TcpFrames.open)
     before, began = cpu(), time.perf_counter()
     cold = await market.refresh()
