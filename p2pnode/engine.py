@@ -16,6 +16,8 @@ from msgspec.structs import replace
 from p2pnode.clock import Clock
 from p2pnode.notices import Notices
 from p2pnode.tradestore import Heads, OutgoingMessage, Timer, TradeStore
+from protocol.dispute_events import BroadcastOutcome, OpenCase, SendToArbiter, SignOutcome
+from protocol.errors import IllegalTransition
 from protocol.identity import SigningKey
 from protocol.messages import Header, Message, Payload, encode
 from protocol.trade import step
@@ -92,9 +94,9 @@ class Engine:
                 match effect:
                     case SendMessage(payload):
                         heads = self._record_message(state, heads, payload, now)
-                    case SetTimer(name, seconds, blocks):
+                    case SetTimer(name, seconds, blocks, height):
                         at_time = None if seconds is None else now + seconds
-                        at_height = None if blocks is None else self._height() + blocks
+                        at_height = height if blocks is None else self._height() + blocks
                         self.trades.set_timer(Timer(trade_id, name, at_time, at_height))
                     case StopTimer(name):
                         self.trades.stop_timer(trade_id, name)
@@ -112,6 +114,8 @@ class Engine:
                         | ReleaseCoins()
                     ):
                         deferred.append(effect)
+                    case OpenCase() | SendToArbiter() | SignOutcome() | BroadcastOutcome():
+                        raise IllegalTransition("this node can't carry out disputes and settlements yet")
                     case _:
                         assert_never(effect)
             if stored is None or type(stored.state.phase) is not type(state.phase):

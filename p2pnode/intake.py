@@ -26,15 +26,22 @@ from protocol import trade_events as ev
 from protocol import trade_state as st
 from protocol.announcement import read_announcement
 from protocol.contract import build_contract, details_hash, trade_id, verify_contract
-from protocol.errors import BadSignature, IllegalTransition, Malformed, PeerRefusal, PeerViolation
+from protocol.errors import BadSignature, IllegalTransition, Malformed, PeerRefusal, PeerViolation, UnknownKind
 from protocol.messages import (
     NONE_YET,
     Accept,
+    Agreed,
+    AttachmentOffer,
+    ChatLine,
     Decline,
+    Disputed,
+    Extension,
+    ExtensionRequest,
     Message,
     OpenedDetails,
     Paid,
     PaymentDetails,
+    Proposal,
     Released,
     Seal,
     Sync,
@@ -251,6 +258,8 @@ class Intake:
                 return ev.DeclineReceived(payload), ()
             case Take():
                 raise WrongTime
+            case Disputed() | Proposal() | Agreed() | Extension() | ExtensionRequest() | ChatLine() | AttachmentOffer():
+                raise UnknownKind("this version does not know disputes, settlements and chat yet")
             case _:
                 assert_never(payload)
 

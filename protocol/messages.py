@@ -1,4 +1,4 @@
-"""The six messages of a happy trade, and the two that end or repair one (SPEC section 7).
+"""What the two parties of a trade say to each other: the six messages of a happy trade, and the rest (SPEC section 7).
 
 A message's body is `[header, payload]`. The header chains it: `prev` is the id of the sender's previous message in
 this trade, `seen` the id of the last message that it had received. Together they make one transcript that neither
@@ -11,9 +11,10 @@ from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
+from protocol.attachment import Attachment
 from protocol.contract import MAX_INPUTS, Bargain, Party
 from protocol.errors import Malformed
-from protocol.types import EcdsaDer, Hash32, Nonce32, Signature64, Terms, Txid
+from protocol.types import Blocks, EcdsaDer, FeeRate, Hash32, Nonce32, Ppm, Sats, Signature64, Terms, Txid
 from protocol.wire import Envelope, Kind, pack, unpack
 
 NONE_YET: Final = bytes(32)
@@ -113,6 +114,64 @@ class Decline(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     text: Terms
 
 
+class Claim(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What a party says in a dispute: what happened, and the share of the amount that the buyer should get."""
+
+    text: Terms
+    buyer_share: Ppm
+
+
+class Disputed(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Either to the other: I have asked the arbiter, and this is what I claim."""
+
+    claim: Claim
+
+
+class Proposal(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Either to the other: let us divide the escrow so; my signature on that payout is here.
+
+    It can't be taken back: whoever holds it may complete and broadcast that payout at any time. `buyer_due` equal to
+    the buyer's deposit cancels the trade.
+    """
+
+    buyer_due: Sats
+    rate: FeeRate
+    payout_signature: EcdsaDer
+
+
+class Agreed(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The answer to a proposal: my signature on the same payout, which I broadcast."""
+
+    payout_txid: Txid
+    payout_signature: EcdsaDer
+
+
+class Extension(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Seller to buyer: the payment window is so many blocks longer."""
+
+    blocks: Blocks
+
+
+class ExtensionRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Buyer to seller: I need so many blocks more to pay."""
+
+    blocks: Blocks
+    reason: Terms
+
+
+class ChatLine(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A line of chat: between the parties, or between one of them and the arbiter."""
+
+    text: Annotated[str, Meta(min_length=1, max_length=2_000)]
+
+
+class AttachmentOffer(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Here is a file; its content is fetched by its hash."""
+
+    attachment: Attachment
+    note: Annotated[str, Meta(max_length=500)]
+
+
 class Sync(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Either to the other after an interruption: how far my two chains reach. Not part of the transcript."""
 
@@ -123,7 +182,22 @@ class Sync(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     received_head: Hash32
 
 
-Payload = Take | Accept | Seal | PaymentDetails | Paid | Released | Decline
+Payload = (
+    Take
+    | Accept
+    | Seal
+    | PaymentDetails
+    | Paid
+    | Released
+    | Decline
+    | Disputed
+    | Proposal
+    | Agreed
+    | Extension
+    | ExtensionRequest
+    | ChatLine
+    | AttachmentOffer
+)
 
 KIND_OF: Final[dict[type[Payload], Kind]] = {
     Take: Kind.TAKE,
@@ -133,6 +207,13 @@ KIND_OF: Final[dict[type[Payload], Kind]] = {
     Paid: Kind.PAID,
     Released: Kind.RELEASED,
     Decline: Kind.DECLINE,
+    Disputed: Kind.DISPUTED,
+    Proposal: Kind.PROPOSAL,
+    Agreed: Kind.AGREED,
+    Extension: Kind.EXTENSION,
+    ExtensionRequest: Kind.EXTENSION_REQUEST,
+    ChatLine: Kind.CHAT,
+    AttachmentOffer: Kind.ATTACHMENT,
 }
 PAYLOAD_OF: Final = {kind: payload for payload, kind in KIND_OF.items()}
 

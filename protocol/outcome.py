@@ -1,8 +1,8 @@
 """What an escrow may pay, and by whose agreement (SPEC section 6.4).
 
-A transaction that spends an escrow is legal only as one of these. Each gives exactly one transaction (`escrow/payout.py`
-derives it), so an outcome is known on chain by its txid. Cancelling by mutual consent is no outcome of its own: it is the
-settlement that gives the buyer its deposit, and nothing else, back.
+A transaction that spends an escrow is legal only as one of these. Each gives exactly one transaction, which
+`escrow/payout.py` derives, so an outcome is known on chain by its txid. Cancelling by mutual consent is no outcome of
+its own: it is the settlement that gives the buyer its deposit, and nothing else, back.
 """
 
 from __future__ import annotations

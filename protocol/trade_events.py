@@ -3,6 +3,7 @@
 Commands are imperative and come from the user; events are past tense and come already verified (`p2pnode/intake.py`
 for peers, `escrow/` for signatures, the chain backend for chain facts). Effects are imperative; they are recorded
 with the step that asked for them and carried out only after that commit, at least once, so each is idempotent.
+Settlements, disputes and talk are in `dispute_events`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Literal
 from msgspec import Struct
 
 from protocol.contract import Contract
+from protocol.dispute_events import ArbiterEvent, DisputeCommand, DisputeEffect, DisputePeerEvent, DisputeResult
 from protocol.messages import (
     Accept,
     Decline,
@@ -152,7 +154,7 @@ class SpendReorged(Struct, frozen=True, tag=True):
 
 # --- deadlines ---------------------------------------------------------------------------------------------------
 
-TimerName = Literal["answer", "seal", "funding", "payment"]
+TimerName = Literal["answer", "seal", "funding", "payment", "payment-reminder", "arbiter", "hearing-reminder", "backup"]
 
 
 class TimerFired(Struct, frozen=True, tag=True):
@@ -220,7 +222,7 @@ class CoinsReclaimed(Struct, frozen=True, tag=True):
     txid: bytes
 
 
-Command = TakeOffer | DeclarePaid | Release | Cancel
+Command = TakeOffer | DeclarePaid | Release | Cancel | DisputeCommand
 PeerEvent = (
     TakeReceived
     | AcceptReceived
@@ -230,6 +232,8 @@ PeerEvent = (
     | ReleasedReceived
     | DeclineReceived
     | DeliveryRefused
+    | DisputePeerEvent
+    | ArbiterEvent
 )
 ChainFact = FundingSeen | FundingConfirmed | FundingReorged | FundingConflicted | EscrowSpent | SpendReorged
 EffectResult = (
@@ -241,6 +245,7 @@ EffectResult = (
     | PayoutSigned
     | PayoutBroadcast
     | CoinsReclaimed
+    | DisputeResult
 )
 TradeEvent = Command | PeerEvent | ChainFact | TimerFired | EffectResult
 
@@ -293,11 +298,12 @@ class ReleaseCoins(Struct, frozen=True, tag=True):
 
 
 class SetTimer(Struct, frozen=True, tag=True):
-    """Call back with TimerFired after `seconds`, or after `blocks` more blocks; exactly one is given."""
+    """Call back with TimerFired after `seconds`, after `blocks` more blocks, or at `height`; exactly one is given."""
 
     name: TimerName
     seconds: int | None = None
     blocks: int | None = None
+    height: int | None = None
 
 
 class StopTimer(Struct, frozen=True, tag=True):
@@ -328,4 +334,4 @@ DeferredEffect = (
 )
 """Done after the commit, at least once, in the order asked for."""
 
-Effect = RecordedEffect | DeferredEffect
+Effect = RecordedEffect | DeferredEffect | DisputeEffect

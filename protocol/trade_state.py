@@ -6,15 +6,18 @@ so it may change with a migration. Buyer or seller (`side`) and maker or taker (
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import Final
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from protocol.contract import Contract
-from protocol.messages import OpenedDetails, Take, WitnessStack
+from protocol.messages import Claim, OpenedDetails, Take, WitnessStack
 from protocol.offer import Offer
-from protocol.types import Network, Seat, Side
+from protocol.outcome import Outcome, ReleaseOutcome, RulingOutcome, SettlementOutcome
+from protocol.types import Branch, Network, Seat, Side
 
 SNAPSHOT_VERSION: Final = 1
 
@@ -136,13 +139,116 @@ class FundingFacts(Struct, frozen=True):
 
 
 class PayoutFacts(Struct, frozen=True):
-    """The payout: signatures given, and what our chain backend sees (`depth` as in FundingFacts)."""
+    """The release: signatures given. And what spends the escrow by our chain backend (`depth` as in FundingFacts).
+
+    `outcome` is what that transaction `txid` is by the contract; None while unspent, or when we do not know it.
+    `lost`: it has left the chain and the mempool.
+    """
 
     own_signature: bytes | None = None
     peer_signature: bytes | None = None
     announced: bool = False
     depth: int | None = None
     txid: bytes | None = None
+    outcome: Outcome | None = None
+    lost: bool = False
+
+
+class Option(Struct, frozen=True):
+    """A settlement that one side has signed, or both.
+
+    A signature can't be taken back, so an option stays open to whoever holds it until the escrow is spent.
+    """
+
+    outcome: SettlementOutcome
+    txid: bytes
+    own_signature: bytes | None = None
+    peer_signature: bytes | None = None
+
+
+class SettlementFacts(Struct, frozen=True):
+    """Settlements by agreement. `signing`: what our signature is being made for."""
+
+    options: tuple[Option, ...] = ()
+    signing: SettlementOutcome | None = None
+
+    def find(self, txid: bytes) -> Option | None:
+        """The option whose payout is `txid`."""
+        return next((o for o in self.options if o.txid == txid), None)
+
+    def put(self, option: Option) -> SettlementFacts:
+        """The same with this option in place of the one with its txid, or added."""
+        others = tuple(o for o in self.options if o.txid != option.txid)
+        return replace(self, options=(*others, option))
+
+    @property
+    def binding(self) -> bool:
+        """Whether the peer can end the trade by a settlement that we have signed, or are signing."""
+        return self.signing is not None or any(o.own_signature is not None for o in self.options)
+
+
+class RulingFacts(Struct, frozen=True):
+    """A ruling that was verified: its signed envelope `raw` with its id, its text, its payout and both signatures."""
+
+    ruling_id: bytes
+    raw: bytes
+    text: str
+    outcome: RulingOutcome
+    txid: bytes
+    arbiter_signature: bytes
+    own_signature: bytes | None = None
+
+
+class Answer(IntEnum):
+    """How far an arbiter has gone. DECLINED and MISSED: it was passed over."""
+
+    WAITING = 0
+    ACCEPTED = 1
+    DECLINED = 2
+    MISSED = 3
+
+    @property
+    def passed_over(self) -> bool:
+        """Whether the case is no longer this arbiter's."""
+        return self in (Answer.DECLINED, Answer.MISSED)
+
+
+class ArbiterFacts(Struct, frozen=True):
+    """One arbiter in a dispute. `contradiction` is a second, different ruling, kept as a proof and never acted on."""
+
+    answer: Answer = Answer.WAITING
+    text: str = ""
+    extended: bool = False
+    ruling: RulingFacts | None = None
+    contradiction: RulingFacts | None = None
+
+
+class DisputeFacts(Struct, frozen=True):
+    """A dispute: who claims what, and how far each arbiter is. `backup_open`: the backup branch may be spent.
+
+    `peer_told`: the peer's claim came from itself, not only from the arbiter.
+    """
+
+    own_claim: Claim | None = None
+    peer_claim: Claim | None = None
+    peer_told: bool = False
+    main: ArbiterFacts = ArbiterFacts()
+    backup: ArbiterFacts = ArbiterFacts()
+    backup_open: bool = False
+
+    def arbiter(self, branch: Branch) -> ArbiterFacts:
+        """The facts of one arbiter."""
+        return self.main if branch is Branch.MAIN else self.backup
+
+    def with_arbiter(self, branch: Branch, facts: ArbiterFacts) -> DisputeFacts:
+        """The same with other facts of one arbiter."""
+        return replace(self, main=facts) if branch is Branch.MAIN else replace(self, backup=facts)
+
+    @property
+    def rulings(self) -> tuple[RulingFacts, ...]:
+        """Every ruling that was seen, also those that are not acted on: any of them may appear on chain."""
+        found = (self.main.ruling, self.main.contradiction, self.backup.ruling, self.backup.contradiction)
+        return tuple(r for r in found if r is not None)
 
 
 class TradeState(Struct, frozen=True):
@@ -165,7 +271,10 @@ class TradeState(Struct, frozen=True):
     funding: FundingFacts = FundingFacts()
     payout: PayoutFacts = PayoutFacts()
     payment_note: str = ""
+    extension: int = 0
     window_passed: bool = False
+    settlement: SettlementFacts = SettlementFacts()
+    dispute: DisputeFacts | None = None
     ending: str = ""
 
     @property
@@ -186,6 +295,38 @@ class TradeState(Struct, frozen=True):
             and self.funding.depth is not None
             and self.funding.depth >= self.contract.confirmations
         )
+
+    @property
+    def window_ends(self) -> int | None:
+        """The block with which the buyer's time to pay is over; None while the escrow is in no block."""
+        if self.contract is None or self.funding.height is None:
+            return None
+        buried_at = self.funding.height + self.contract.confirmations - 1
+        return buried_at + self.contract.payment_window + self.extension
+
+    @property
+    def backup_from(self) -> int | None:
+        """The first block that may hold a payout signed by the backup arbiter; None where there can be none."""
+        if self.contract is None or self.contract.backup is None or self.funding.height is None:
+            return None
+        return self.funding.height + self.contract.backup_delay
+
+    @property
+    def bench(self) -> Branch:
+        """Whose case it is: the backup arbiter's once the main one was passed over."""
+        has_backup = self.contract is not None and self.contract.backup is not None
+        passed = self.dispute is not None and self.dispute.main.answer.passed_over
+        return Branch.BACKUP if has_backup and passed else Branch.MAIN
+
+    def outcome_of(self, txid: bytes) -> Outcome | None:
+        """What the transaction `txid` is by all that we know; None: it is not of this contract, or not yet known."""
+        if self.facts is not None and txid == self.facts.payout_txid:
+            return ReleaseOutcome()
+        option = self.settlement.find(txid)
+        if option is not None:
+            return option.outcome
+        rulings = self.dispute.rulings if self.dispute is not None else ()
+        return next((r.outcome for r in rulings if r.txid == txid), None)
 
 
 class _Snapshot(Struct, frozen=True, array_like=True):

@@ -50,7 +50,22 @@ class Kind(IntEnum):
     PAID = 26
     RELEASED = 28
     DECLINE = 30
+    DISPUTED = 32
     SYNC = 33
+    PROPOSAL = 34
+    AGREED = 36
+    EXTENSION = 38
+    EXTENSION_REQUEST = 39
+    CHAT = 41
+    ATTACHMENT = 43
+    CASE_OPENING = 48
+    CASE_ACCEPTED = 50
+    CASE_DECLINED = 52
+    CASE_EXTENDED = 54
+    EVIDENCE = 56
+    CASE_RULING = 58
+    RULING = 60
+    EQUIVOCATION = 62
 
     @property
     def limit(self) -> int:
@@ -71,7 +86,22 @@ _LIMITS: Final[dict[Kind, int]] = {
     Kind.PAID: 8_192,
     Kind.RELEASED: 1_024,
     Kind.DECLINE: 2_048,
+    Kind.DISPUTED: 10_240,
     Kind.SYNC: 1_024,
+    Kind.PROPOSAL: 1_024,
+    Kind.AGREED: 1_024,
+    Kind.EXTENSION: 1_024,
+    Kind.EXTENSION_REQUEST: 10_240,
+    Kind.CHAT: 10_240,
+    Kind.ATTACHMENT: 4_096,
+    Kind.CASE_OPENING: 1_000_000,
+    Kind.CASE_ACCEPTED: 32_768,
+    Kind.CASE_DECLINED: 10_240,
+    Kind.CASE_EXTENDED: 10_240,
+    Kind.EVIDENCE: 32_768,
+    Kind.CASE_RULING: 16_384,
+    Kind.RULING: 512,
+    Kind.EQUIVOCATION: 1_200,
 }
 
 

@@ -1,0 +1,98 @@
+"""Files that a trade's parties show each other and an arbiter: what one may be, and whether a file is what it claims.
+
+Only pictures, PDF and plain text: formats that are looked at, not unpacked, so nothing in them grows when it is opened.
+A name is for the reader; it never becomes a path. Contents are named by hash, so what was shown can't be altered later.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Final, Literal, get_args
+
+from msgspec import Meta, Struct
+
+from protocol.errors import PeerViolation, UserError
+from protocol.types import Hash32
+from protocol.wire import digest
+
+MAX_ATTACHMENT: Final = 4_000_000
+"""Bytes of the largest attachment."""
+MAX_ATTACHMENTS: Final = 16
+"""Attachments of one message."""
+
+MediaType = Literal["image/png", "image/jpeg", "image/webp", "application/pdf", "text/plain"]
+MEDIA_TYPES: Final[tuple[MediaType, ...]] = get_args(MediaType)
+
+# No separators, control characters or leading dot; at least one character that is neither dot nor space.
+_NAME: Final = r"\A[\w\-()\[\]+,@&'][\w\-()\[\]+,@&'. ]{0,79}\Z"
+FileName = Annotated[str, Meta(pattern=_NAME, max_length=80)]
+
+_TEXT_CONTROLS: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+
+
+class BadAttachment(PeerViolation):
+    """The attachment's content is not what its description says."""
+
+    code = 2180
+
+
+class NotAttachable(UserError):
+    """Only PNG, JPEG, WebP, PDF and plain text of at most 4 MB can be attached."""
+
+    code = 3080
+
+
+class Attachment(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A file by its content's hash; `size` in bytes."""
+
+    content: Hash32
+    size: Annotated[int, Meta(ge=1, le=MAX_ATTACHMENT)]
+    media: MediaType
+    name: FileName
+
+
+def content_hash(data: bytes) -> bytes:
+    """The name of a content."""
+    return digest(b"p2pnode/attachment", data)
+
+
+def media_of(data: bytes) -> MediaType | None:
+    """The type of a content by its own bytes; None for what may not be attached."""
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    if data.startswith(b"\xff\xd8\xff"):
+        return "image/jpeg"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "image/webp"
+    if data.startswith(b"%PDF-"):
+        return "application/pdf"
+    return "text/plain" if _is_text(data) else None
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        return _TEXT_CONTROLS.search(data.decode()) is None
+    except UnicodeDecodeError:
+        return False
+
+
+def safe_name(name: str) -> str:
+    """A name that may travel, as close to `name` as possible."""
+    kept = re.sub(r"[^\w\-()\[\]+,@&'. ]", "_", name)[-80:].lstrip(". ")
+    return kept or "file"
+
+
+def describe(data: bytes, name: str) -> Attachment:
+    """The description of our own file. Raises NotAttachable."""
+    media = media_of(data)
+    if media is None or not 1 <= len(data) <= MAX_ATTACHMENT:
+        raise NotAttachable
+    return Attachment(content_hash(data), len(data), media, safe_name(name))
+
+
+def check_content(attachment: Attachment, data: bytes) -> None:
+    """Whether `data` is what was described. Raises BadAttachment."""
+    if len(data) != attachment.size or content_hash(data) != attachment.content:
+        raise BadAttachment("the attachment is not the one that was announced: its content differs")
+    if media_of(data) != attachment.media:
+        raise BadAttachment(f"the attachment claims to be {attachment.media} and is not")
