@@ -289,10 +289,9 @@ class Publisher:
             except NoPeers:
                 return False
             except RecordRejected as e:
-                # Ours and invalid: putting it again will not mend it.
+                # A clock that was just set may mend it, so it is tried again, as seldom as everything that fails.
                 log.warning("a record of this node can't be published: %s", e.detail)
-                self._schedule(item)
-                return True
+                return False
         held = self._dht.storage.get(item.topic, tag_of(item.meta)) == item.envelope.raw
         others = result.acks - held
         if result.newer is not None:

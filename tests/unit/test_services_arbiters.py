@@ -20,7 +20,18 @@ from protocol.identity import persona_text
 from protocol.offer import ArbiterRef
 from protocol.wire import Kind, digest, open_envelope, pack
 from protocol.work import find_work
-from tests.unit.services_support import DETAILS, NETWORK, T0, Party, TestClock, dht_node, keyring_of, offer_of, parties
+from tests.unit.services_support import (
+    DETAILS,
+    NETWORK,
+    T0,
+    Party,
+    TestClock,
+    advance,
+    dht_node,
+    keyring_of,
+    offer_of,
+    parties,
+)
 
 
 @pytest.fixture
@@ -75,9 +86,9 @@ async def test_expired_announcements_are_never_returned(nodes: list[Party]) -> N
     arbiter, _, trader = nodes
     listed = await arbiter.announce(lifetime=3_600)
     await trader.directory.refresh()
-    trader.clock.time += 3_599
+    advance(nodes, 3_599)
     assert trader.directory.get(listed.envelope.id) == listed
-    trader.clock.time += 1
+    advance(nodes, 1)
     assert trader.directory.get(listed.envelope.id) is None
     assert trader.directory.newest_of(arbiter.persona) is None
     assert trader.directory.find() == []
@@ -92,7 +103,7 @@ async def test_an_older_announcement_does_not_come_back_when_the_newest_expires(
     await trader.directory.refresh()
     await arbiter.announce(lifetime=3_600)
     await trader.directory.refresh(fresh_seconds=0)
-    trader.clock.time += 3_600
+    advance(nodes, 3_600)
     assert trader.directory.newest_of(arbiter.persona) is None
     assert trader.directory.find() == []
 
