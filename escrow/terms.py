@@ -6,6 +6,8 @@ can tell: keys, scripts, and whether every legal payout of this contract can be 
 
 from __future__ import annotations
 
+from typing import Final
+
 from escrow.errors import BadEscrowTerms
 from escrow.funding import derive_funding
 from escrow.keys import check_keys
@@ -14,7 +16,7 @@ from escrow.sizes import P2WSH_SCRIPT_SIZE, check_payee, fee
 from protocol.contract import Contract
 from protocol.types import MAX_MONEY, Network
 
-_LARGEST_DUST = 330
+_LARGEST_DUST: Final = 330
 
 
 def check_contract(contract: Contract, network: Network) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from types import ModuleType
+from typing import Final
 
 from escrow.coins import TxOut
 from escrow.errors import BadFundingWitness, BadPayoutSignature, GateRefused
@@ -28,7 +29,7 @@ from protocol.outcome import Outcome
 from protocol.trade_state import EscrowFacts
 from protocol.types import Network, Side
 
-MAX_TRANSACTION = 100_000
+MAX_TRANSACTION: Final = 100_000
 """Bytes of the largest transaction that a gate looks at; nodes relay no larger one (400,000 weight units)."""
 
 
@@ -48,12 +49,12 @@ def escrow_facts(contract: Contract, network: Network) -> EscrowFacts:
     )
 
 
-def gate_funding(contract: Contract, network: Network, tx: bytes) -> None:
-    """All gates for a signed funding transaction. Raises GateRefused."""
+def gate_funding(contract: Contract, network: Network, tx: bytes) -> bool:
+    """All gates for a signed funding transaction; whether Bitcoin Core's verifier was one. Raises GateRefused."""
     plan = derive_funding(contract, network)
     same_as_derived(tx, plan.unsigned)
     funding_signatures_hold(plan, tx)
-    consensus_holds(tx, plan.spent)
+    return consensus_holds(tx, plan.spent)
 
 
 def gate_payout(
@@ -63,12 +64,15 @@ def gate_payout(
     outcome: Outcome = RELEASE,
     *,
     rate: int | None = None,
-) -> None:
-    """All gates for a signed payout. Raises GateRefused, and BadPayout for an outcome that the contract forbids."""
+) -> bool:
+    """All gates for a signed payout; whether Bitcoin Core's verifier was one.
+
+    Raises GateRefused, and BadPayout for an outcome that the contract forbids.
+    """
     plan = derive_payout(contract, network, outcome, rate=rate)
     same_as_derived(tx, plan.unsigned)
     payout_signatures_hold(plan, tx)
-    consensus_holds(tx, [TxOut(plan.escrow_value, plan.escrow.script_pubkey)])
+    return consensus_holds(tx, [TxOut(plan.escrow_value, plan.escrow.script_pubkey)])
 
 
 def same_as_derived(tx: bytes, unsigned: bytes) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 from coincurve import PrivateKey
 
 from escrow.address import address_of
@@ -20,7 +22,7 @@ from p2pnode.regtest import COIN, RegtestNode
 from protocol.contract import Contract, FeeTerms
 from protocol.outcome import Outcome
 from protocol.types import Branch, EscrowType, Network, Side
-from tests.unit.escrow_support import NETWORK, Coin, Deal, cancelled, fixed, p2tr, p2wpkh, ruled, settled
+from tests.unit.escrow_support import NETWORK, Coin, Deal, cancelled, coin, fixed, p2tr, p2wpkh, ruled, settled
 
 RATE = 1_000
 CHEAPEST = FeeTerms(funding=RATE, payout=RATE, payout_max=50_000)
@@ -226,13 +228,25 @@ def _another_signature(secret: bytes, sighash: bytes) -> bytes:
 
 async def test_our_signatures_are_byte_for_byte_those_of_bitcoin_core(bitcoind: RegtestNode) -> None:
     """RFC 6979 with the same grinding: so the low R, and with it the size, is no accident."""
-    deal, contract = await real_deal(bitcoind, "bytes")
-    plan = derive_funding(contract, NETWORK)
-    secrets = [c.secret for c in (*deal.buyer_coins, *deal.seller_coins)]
-    wifs = [base58check(b"\xef" + secret + b"\x01") for secret in secrets]
-    signed = await bitcoind.rpc("signrawtransactionwithkey", plan.unsigned.hex(), wifs)
-    assert signed["complete"]
+    deal = Deal(
+        buyer_coins=tuple(coin(50_000, ("buyer", i)) for i in range(8)),
+        seller_coins=tuple(coin(200_000, ("seller", i)) for i in range(8)),
+    )
+    plan = derive_funding(deal.contract(), NETWORK)
     ours = assemble_funding(plan, deal.witnesses(plan, Side.BUY), deal.witnesses(plan, Side.SELL))
+    coins = (*deal.buyer_coins, *deal.seller_coins)
+    previous = [
+        {
+            "txid": txid_text(c.outpoint.txid),
+            "vout": c.outpoint.vout,
+            "scriptPubKey": c.spent.script_pubkey.hex(),
+            "amount": Decimal(c.spent.value) / COIN,
+        }
+        for c in coins
+    ]
+    wifs = [base58check(b"\xef" + c.secret + b"\x01") for c in coins]
+    signed = await bitcoind.rpc("signrawtransactionwithkey", plan.unsigned.hex(), wifs, previous)
+    assert signed["complete"]
     assert signed["hex"] == ours.hex()
 
 

@@ -240,6 +240,12 @@ class TestRates:
         plain, dear = (derive_payout(contract, NETWORK, rate=rate) for rate in (None, FEES.payout_max))
         assert plain.value(Role.BUYER) - dear.value(Role.BUYER) == dear.fee - plain.fee
 
+    def test_output_at_the_dust_limit_is_kept(self) -> None:
+        for due, kept in ((294, 294), (293, 0)):
+            plan = derive_payout(self.contract, NETWORK, settled(due))
+            assert plan.value(Role.BUYER) == kept
+            assert plan.fee == carried_fee(self.contract) + due - kept
+
     def test_dust_is_left_to_the_miners(self) -> None:
         contract = Deal(seller_deposit=293).contract()
         plan = derive_payout(contract, NETWORK)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 from msgspec.structs import replace
@@ -60,9 +61,31 @@ def bend(tx: bytes, change: Callable[[tuple[bytes, ...]], tuple[bytes, ...]]) ->
     return with_witnesses(unsigned, stacks)
 
 
+@pytest.fixture
+def no_kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A platform for which there is no py-bitcoinkernel."""
+    monkeypatch.setitem(sys.modules, "pbk", None)
+    verify._kernel.cache_clear()
+    yield
+    verify._kernel.cache_clear()
+
+
 def test_right_transactions_pass_all_gates() -> None:
-    gate_funding(CONTRACT, NETWORK, FUNDED)
-    gate_payout(CONTRACT, NETWORK, PAID)
+    installed = verify._kernel() is not None
+    assert gate_funding(CONTRACT, NETWORK, FUNDED) is installed
+    assert gate_payout(CONTRACT, NETWORK, PAID) is installed
+
+
+@pytest.mark.usefixtures("no_kernel")
+def test_without_the_kernel_our_own_gates_still_stand() -> None:
+    assert gate_funding(CONTRACT, NETWORK, FUNDED) is False
+    assert gate_payout(CONTRACT, NETWORK, PAID) is False
+    for tx in (bend(FUNDED, lambda w: (w[0][:-2] + b"\x00" + w[0][-1:], *w[1:])), bend(FUNDED, lambda _: ())):
+        with pytest.raises(GateRefused):
+            gate_funding(CONTRACT, NETWORK, tx)
+    for tx in (bend(PAID, lambda w: (w[0], w[2], w[1], *w[3:])), bend(PAID, lambda w: (w[0], w[1], b"", *w[3:]))):
+        with pytest.raises(GateRefused):
+            gate_payout(CONTRACT, NETWORK, tx)
 
 
 @pytest.mark.parametrize(
