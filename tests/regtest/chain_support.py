@@ -45,6 +45,21 @@ async def backend_on(node: RegtestNode, **options: object) -> AsyncIterator[Bitc
         await backend.close()
 
 
+@asynccontextmanager
+async def zmq_only_on(node: RegtestNode, **options: object) -> AsyncIterator[BitcoindBackend]:
+    """A backend that never polls; what it sees came by ZMQ, whose subscription is known to stand."""
+    async with backend_on(node, **{"poll_seconds": SLOW_POLL, **options}) as backend:
+
+        async def heard() -> bool:
+            await node.mine_empty(1)
+            await asyncio.sleep(0.02)
+            return (await backend.tip()).hash == txid_bytes(await node.rpc("getbestblockhash"))
+
+        # A subscriber is told only what is published after it has joined.
+        await until(heard)
+        yield backend
+
+
 async def next_of(stream: EventStream[ChainEvent], kind: type[E], **fields: object) -> E:
     """The next event of a kind with such fields; others are passed over."""
     async with asyncio.timeout(20):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import random
 import time
 from pathlib import Path
 
 import pytest
+import zmq
+import zmq.asyncio
 
 from escrow.address import address_of
 from escrow.chain.base import (
@@ -41,6 +44,7 @@ from tests.regtest.chain_support import (
     own_output,
     pay,
     until,
+    zmq_only_on,
 )
 
 
@@ -52,7 +56,7 @@ class TestWatching:
     async def test_payment_is_seen_within_milliseconds_of_zmq_and_each_depth_is_told(
         self, bitcoind: RegtestNode, rng: random.Random
     ) -> None:
-        async with backend_on(bitcoind, poll_seconds=SLOW_POLL) as backend:
+        async with zmq_only_on(bitcoind) as backend:
             stream = backend.events()
             script = fresh_script(rng)
             tip = await backend.tip()
@@ -73,7 +77,7 @@ class TestWatching:
             assert depths == [1, 2, 3]
 
     async def test_spend_is_seen_in_the_mempool_then_in_a_block(self, bitcoind: RegtestNode) -> None:
-        async with backend_on(bitcoind, poll_seconds=SLOW_POLL) as backend:
+        async with zmq_only_on(bitcoind) as backend:
             stream = backend.events()
             coin, script = await own_output(bitcoind)
             await bitcoind.mine(1)
@@ -96,7 +100,8 @@ class TestWatching:
             coin, script = await own_output(node)
             await node.mine(20)
             await node_spend(node, coin, 90_000)
-            async with backend_on(node) as backend:
+            # No poll: what the watch itself does not look up stays unseen.
+            async with backend_on(node, poll_seconds=SLOW_POLL) as backend:
                 stream = backend.events()
                 request = WatchRequest(b"k", script, coin if by_outpoint else None, 1, depth=6)
                 await backend.watch(request)
@@ -160,7 +165,7 @@ class TestWatching:
 
     async def test_zmq_without_raw_transactions_is_enough(self, bitcoind: RegtestNode) -> None:
         topics = {"hashblock": bitcoind.zmq_url, "sequence": bitcoind.zmq_url}
-        async with backend_on(bitcoind, zmq=topics, poll_seconds=SLOW_POLL) as backend:
+        async with zmq_only_on(bitcoind, zmq=topics) as backend:
             stream = backend.events()
             coin, script = await own_output(bitcoind)
             await backend.watch(WatchRequest(b"k", script, coin, 1))
@@ -179,6 +184,28 @@ class TestWatching:
         async with backend_on(bitcoind, zmq=nowhere, poll_seconds=0.02) as backend:
             stream = backend.events()
             for _ in range(2):
+                await bitcoind.mine(1)
+                await next_of(stream, TipChanged)
+
+    async def test_zmq_that_falls_silent_is_replaced_by_polling(self, bitcoind: RegtestNode) -> None:
+        with zmq.asyncio.Context() as context, context.socket(zmq.PUB) as publisher:
+            publisher.linger = 0
+            port = publisher.bind_to_random_port("tcp://127.0.0.1")
+            topics = dict.fromkeys(("hashblock", "rawtx"), f"tcp://127.0.0.1:{port}")
+            async with backend_on(bitcoind, zmq=topics, poll_seconds=0.02, safety_poll_seconds=0.2) as backend:
+
+                async def trusted() -> bool:
+                    # A subscriber hears only what is sent after it has joined.
+                    await publisher.send_multipart([b"hashblock", bytes(32), bytes(4)])
+                    return backend._zmq_works
+
+                async def distrusted() -> bool:
+                    await bitcoind.mine(1)
+                    return not backend._zmq_works
+
+                await until(trusted)
+                await until(distrusted)
+                stream = backend.events()
                 await bitcoind.mine(1)
                 await next_of(stream, TipChanged)
 
@@ -339,7 +366,7 @@ class TestReorganisation:
 
 class TestMempool:
     async def test_replacement_undoes_the_first_spend(self, bitcoind: RegtestNode) -> None:
-        async with backend_on(bitcoind, poll_seconds=SLOW_POLL) as backend:
+        async with zmq_only_on(bitcoind) as backend:
             stream = backend.events()
             coin, script = await own_output(bitcoind)
             await backend.watch(WatchRequest(b"k", script, coin, 1))
@@ -351,12 +378,11 @@ class TestMempool:
             await bitcoind.mine(1)
             assert (await next_of(stream, SpentBy)).tx == second
 
-    @pytest.mark.parametrize("zmq", [True, False])
+    @pytest.mark.parametrize("by_zmq", [True, False])
     async def test_payment_that_is_replaced_away_is_unseen(
-        self, bitcoind: RegtestNode, rng: random.Random, *, zmq: bool
+        self, bitcoind: RegtestNode, rng: random.Random, *, by_zmq: bool
     ) -> None:
-        options: dict[str, object] = {"poll_seconds": SLOW_POLL} if zmq else {"zmq": {}}
-        async with backend_on(bitcoind, **options) as backend:
+        async with zmq_only_on(bitcoind) if by_zmq else backend_on(bitcoind, zmq={}) as backend:
             stream = backend.events()
             coin, _ = await own_output(bitcoind)
             script = fresh_script(rng)
@@ -517,6 +543,9 @@ class TestTroubles:
             assert isinstance(answers[2], RpcError)
             assert answers[3].startswith("0f9188")
             assert await rpc.batch([]) == []
+            # The cookie of an earlier run of bitcoind is replaced by what the file holds now.
+            rpc._header = "Basic " + base64.b64encode(b"__cookie__:old").decode()
+            assert await rpc.call("getblockcount") == height
         finally:
             await rpc.close()
         with pytest.raises(ValueError, match="login"):
@@ -535,7 +564,7 @@ class TestTroubles:
 
 async def test_latency_from_broadcast_to_event(bitcoind: RegtestNode, rng: random.Random) -> None:
     """Printed by `pytest -s`; the bound is loose because two cores are shared."""
-    async with backend_on(bitcoind, poll_seconds=SLOW_POLL) as backend:
+    async with zmq_only_on(bitcoind) as backend:
         stream = backend.events()
         samples = []
         for i in range(20):

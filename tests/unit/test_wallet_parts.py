@@ -166,6 +166,17 @@ class TestLedger:
             store.begin("you", 5)
         store.close()
 
+    def test_older_news_never_hands_a_script_out_again(self, tmp_path: Path) -> None:
+        """What was revealed is written by two paths; the smaller count must not win."""
+        store = LedgerStore(tmp_path / "w")
+        store.begin("me", 5)
+        stale = ledger().take_changes()
+        for keychain in Keychain:
+            store.hand_out(keychain, 6, script(keychain, 6), "", 0)
+        store.save(stale)
+        assert set(store.load().revealed.values()) == {7}
+        store.close()
+
     def test_a_damaged_file_is_told_as_such(self, tmp_path: Path) -> None:
         (tmp_path / "w").write_bytes(b"no database" * 100)
         with pytest.raises(DataCorrupt, match="can't be read"):
