@@ -73,8 +73,8 @@ def main(*, as_json: bool = False, keep: bool = False, escrow_type: Literal[1, 2
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n")
     else:
         show(console, report)
-        if keep:
-            show_next(console, report)
+    if keep:
+        show_next(console, report)
     return 0
 
 

@@ -21,7 +21,7 @@ from p2pnode.demo.steps import Steps
 
 AMOUNT: Final = 1_000_000
 """Satoshis traded."""
-PURSE: Final = 2_000_000
+PURSE: Final = 5_000_000
 """Satoshis that each trader starts with, in one coin."""
 CURRENCY: Final = "EUR"
 PRICE: Final = "85000"

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from p2pnode.demo.onchain import Escrow
+from p2pnode.demo.play import METHOD
 from p2pnode.demo.report import Report
 
 
@@ -31,22 +32,30 @@ def show(console: Console, report: Report) -> None:
 
 def show_next(console: Console, report: Report) -> None:
     """Print how to go on with the nodes that run on, and how to end them."""
-    folder = {node.name: quote(node.datadir) for node in report.nodes}
-    trade, rpc = report.trade_id[:8], report.rpc
+    at = {node.name: f"--datadir {quote(node.datadir)}" for node in report.nodes}
+    run, trade, rpc = _program(), report.trade_id[:8], report.rpc
     mine = '{"method":"generatetoaddress","params":[1,"' + report.escrow_address + '"]}'
+    sale = f'0.01 --price "85000 EUR" --method {METHOD} --detail holder=Sally --detail iban=DE02120300000000202051'
     lines = {
         "look around": [
-            f"{_program()} info --datadir {folder['buyer']}",
-            f"{_program()} wallet balance --datadir {folder['buyer']}",
-            f"{_program()} trade show {trade} --datadir {folder['buyer']}",
-            f"{_program()} trade show {trade} --datadir {folder['seller']}",
-            f"{_program()} trade list --datadir {folder['arbiter']}",
-            f"{_program()} arbiter list --datadir {folder['seller']}",
-            f"{_program()} peer list --datadir {folder['bootstrap-1']}",
+            f"{run} info {at['buyer']}",
+            f"{run} wallet balance {at['buyer']}",
+            f"{run} trade show {trade} {at['buyer']}",
+            f"{run} trade show {trade} {at['seller']}",
+            f"{run} trade list {at['arbiter']}",
+            f"{run} arbiter list {at['backup-arbiter']}",
+            f"{run} peer list {at['bootstrap-1']}",
+            f"{run} info {at['bootstrap-2']}",
         ],
-        "trade again": [
-            f"{_program()} offer create --help",
-            f"{_program()} offer list --datadir {folder['buyer']}",
+        "trade again (OFFER and TRADE are ids that the lists show)": [
+            f"{run} offer create sell {sale} {at['seller']}",
+            f"{run} offer list {at['buyer']}",
+            f"{run} offer take OFFER --yes --detail holder=Bob --detail iban=FR7630006000011234567890189 {at['buyer']}",
+            f"{run} trade list {at['buyer']}",
+            "mine a block, as below",
+            f"{run} trade pay TRADE {at['buyer']}",
+            f"{run} trade release TRADE --yes {at['seller']}",
+            "mine another block",
         ],
         "mine a block": [f"curl -s -u \"$(cat {quote(rpc.cookie_file)})\" -d '{mine}' {rpc.url}"],
         "stop everything, and remove it": [

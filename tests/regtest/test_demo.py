@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -300,6 +301,74 @@ def test_finished_demo_leaves_nothing_behind(folder: Path, bitcoind_binary: Path
     assert "conserved to the satoshi" in done.stdout
     assert processes(folder) == {}
     assert list(folder.iterdir()) == []
+
+
+def test_what_a_kept_demo_says_to_try_can_be_typed(folder: Path, bitcoind_binary: Path) -> None:
+    environ = environment(folder, bitcoind_binary)
+
+    def run(command: list[str], *, patience: float = 30.0) -> str:
+        """Its output, once it succeeds: who types is slower than the nodes."""
+        deadline = time.monotonic() + patience
+        while True:
+            done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=SECONDS, check=False)
+            if done.returncode == 0:
+                return done.stdout
+            assert time.monotonic() < deadline, f"{command}: {done.stderr}"
+            time.sleep(0.2)
+
+    def listed(command: list[str], **wanted: str) -> str:
+        """The id of the first thing in a list that is as wanted, once there is one."""
+        deadline = time.monotonic() + 30
+        while True:
+            found = next(iter(json.loads(run([*command, "--json"])).values()))
+            for one in found:
+                if wanted.items() <= one.items():
+                    return str(one["id"])
+            # A market that was just looked at is not looked up again for some seconds.
+            assert time.monotonic() < deadline, f"{command} does not list {wanted}"
+            time.sleep(0.5)
+
+    try:
+        said = run([*DEMO, "--keep"], patience=0).partition("What to try next")[2]
+        typed = [shlex.split(line) for line in said.splitlines() if line.startswith("    ")]
+        *commands, curl, kill, remove = [line for line in typed if line[0] != "mine"]
+        commands = [[*DEMO[:2], *command[1:]] for command in commands]
+        # The shell would put the cookie in.
+        curl = [Path(part[6:-1]).read_text() if part.startswith("$(cat ") else part for part in curl]
+        pool = ['{"method":"getrawmempool"}' if part.startswith("{") else part for part in curl]
+
+        def mine() -> None:
+            deadline = time.monotonic() + 30
+            while not json.loads(run(pool))["result"]:
+                assert time.monotonic() < deadline, "nothing comes to the mempool"
+                time.sleep(0.1)
+            run(curl)
+
+        ids: dict[str, str] = {}
+        for command in commands:
+            run([ids.get(part, part) for part in command])
+            match command[2:4]:
+                case ["offer", "create"]:
+                    ids["OFFER"] = listed([*DEMO[:2], "offer", "list", "--mine", *command[-2:]], state="open")
+                case ["offer", "list"]:
+                    listed(command, id=ids["OFFER"])
+                case ["offer", "take"]:
+                    ids["TRADE"] = listed([*DEMO[:2], "trade", "list", "--open", *command[-2:]])
+                    mine()
+                case ["trade", "release"]:
+                    mine()
+                    closed = [*DEMO[:2], "trade", "show", ids["TRADE"], "--wait", "--json", *command[-2:]]
+                    assert json.loads(run(closed))["phase"] == "completed"
+                case _:
+                    pass
+        assert set(ids) == {"OFFER", "TRADE"}
+        run(kill)
+        wait_until_none(folder)
+        run(remove)
+        assert list(folder.iterdir()) == []
+    finally:
+        for pid in processes(folder):
+            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize(
