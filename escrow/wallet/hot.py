@@ -46,7 +46,7 @@ from escrow.wallet.base import (
     reservations_of,
 )
 from escrow.wallet.coinselect import choose
-from escrow.wallet.engine import Keychain, WalletEngine
+from escrow.wallet.engine import EngineCoin, Keychain, Snapshot, WalletEngine
 from escrow.wallet.ledger import Entry, Ledger, Place
 from escrow.wallet.storage import CantWrite, LedgerStore
 from protocol.errors import ChainError, UserError
@@ -104,7 +104,10 @@ class HotWallet:
         self._thread: ThreadPoolExecutor | None = None
         self._store: LedgerStore | None = None
         self._ledger_or_none: Ledger | None = None
-        self._loaded = -1
+        # What the engine was loaded with last, and its coins then: touched on the wallet's thread only.
+        self._loaded: Snapshot | None = None
+        self._loaded_version = -1
+        self._coins: tuple[EngineCoin, ...] = ()
         self._lock = asyncio.Lock()
         self._dirty = asyncio.Event()
         self._writer: asyncio.Task[None] | None = None
@@ -188,7 +191,7 @@ class HotWallet:
 
     async def utxos(self) -> tuple[Utxo, ...]:
         """All unspent coins, largest first."""
-        coins = await self._ask(lambda engine: engine.coins())
+        coins = await self._ask(lambda _: self._coins)
         holders = {r.outpoint: r.holder for r in await self.reservations()}
         tip = (await self._chain.tip()).height
         found = (
@@ -334,7 +337,7 @@ class HotWallet:
         async with self._lock:
             forbidden = {r.outpoint for r in await self.reservations()}
             try:
-                built = await self._ask(lambda engine: engine.build(script, amount, fee_rate, forbidden))
+                built = await self._ask(lambda engine: engine.build(script, amount, fee_rate, forbidden), exact=True)
             except InsufficientFunds as e:
                 now = await self.balance()
                 raise InsufficientFunds(e.needed, now.spendable, now.reserved, now.pending) from e
@@ -414,15 +417,22 @@ class HotWallet:
             raise NothingToSign
         return await self._ask(lambda engine: engine.sign(raw, previous))
 
-    async def _ask(self, work: Callable[[WalletEngine], T]) -> T:
-        """Let the engine work on the newest facts."""
+    async def _ask(self, work: Callable[[WalletEngine], T], *, exact: bool = False) -> T:
+        """Let the engine work on the newest facts.
+
+        Loading costs milliseconds, so it is not done for a new tip or a script that was handed out, which coins do not
+        depend on, unless what is asked must be `exact`.
+        """
         version = self._ledger.version
-        snapshot = None if version == self._loaded else self._ledger.snapshot(await self._chain.tip())
+        if version == self._loaded_version and not exact:
+            return await self._in_thread(lambda: work(self._engine))
+        snapshot = self._ledger.snapshot(await self._chain.tip())
 
         def job() -> T:
-            if snapshot is not None and version > self._loaded:
+            if version > self._loaded_version or (exact and snapshot != self._loaded):
                 self._engine.load(snapshot)
-                self._loaded = version
+                self._loaded, self._loaded_version = snapshot, version
+                self._coins = self._engine.coins()
             return work(self._engine)
 
         return await self._in_thread(job)

@@ -90,7 +90,7 @@ class Ledger:
         self._tip_dirty = False
         self._revealed_dirty = False
         self.version = 0
-        """Grows with every change of the facts."""
+        """Grows with every change of the facts. The tip and what was handed out are none."""
         self.on_change: Callable[[], None] = lambda: None
         """Called when there is something to write."""
         for keychain in Keychain:
@@ -160,7 +160,6 @@ class Ledger:
         if tip != self.tip:
             self.tip = tip
             self._tip_dirty = True
-            self.version += 1
         if self._dirty or self._tip_dirty or self._revealed_dirty:
             self.on_change()
 
@@ -175,7 +174,6 @@ class Ledger:
         if count > self.revealed[keychain]:
             self.revealed[keychain] = count
             self._revealed_dirty = True
-            self.version += 1
             self._extend(keychain)
 
     def add_own(self, tx: ParsedTx) -> None:
