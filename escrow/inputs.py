@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from escrow.coins import TxOut
 from escrow.errors import BadFundingInput, BadFundingWitness
 from escrow.funding import FundingPlan
 from escrow.hd import hash160
@@ -18,11 +19,10 @@ from escrow.sizes import input_weight, is_p2wpkh
 from escrow.transactions import (
     NotATransaction,
     Witness,
+    find_output,
     p2wpkh_code,
-    parse,
     sighash_v0,
     sighash_v1,
-    txid_of,
     with_witnesses,
 )
 from protocol.contract import FundingInput, Party
@@ -46,16 +46,14 @@ def check_previous(party: Party, previous_txs: Sequence[bytes]) -> None:
 
 def _check_output(claimed: FundingInput, raw: bytes) -> None:
     try:
-        matches = txid_of(raw) == claimed.txid
-        outputs = parse(raw).vout
+        txid, found = find_output(raw, claimed.vout)
     except NotATransaction as e:
         raise BadFundingInput("the peer sent something else than the previous transaction of its input") from e
-    if not matches:
+    if txid != claimed.txid:
         raise BadFundingInput("the peer's previous transaction has another txid than its input names")
-    if claimed.vout >= len(outputs):
+    if found is None:
         raise BadFundingInput("the peer's input names an output that does not exist")
-    found = outputs[claimed.vout]
-    if (found.nValue, bytes(found.scriptPubKey)) != (claimed.value, claimed.script_pubkey):
+    if found != TxOut(claimed.value, claimed.script_pubkey):
         raise BadFundingInput("the output that the peer's input names has another value or script than it claims")
 
 
