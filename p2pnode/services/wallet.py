@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 from escrow.address import address_of, is_segwit
-from escrow.chain.base import ChainBackend, NotSynced, Rejected
+from escrow.chain.base import ChainBackend, FeeUnknown, NotSynced, Rejected
 from escrow.coins import txid_text
+from escrow.errors import GateRefused
 from escrow.transactions import parse
 from escrow.wallet.base import FeeRateTooHigh, Sent, Utxo, Wallet
 from p2pnode.api.schema import (
@@ -93,9 +94,7 @@ class CoinService:
         Raises FeeRateTooHigh, NoSendAll, what the wallet's `send` raises, ChainError while nothing was sent, and
         SendInterrupted when nobody knows whether it was.
         """
-        # Asked even when the user names a rate: a backend that does not answer is found out before anything is signed.
-        estimate = await self._chain.fee_rate(self._fee_target)
-        rate = estimate if request.fee_rate_sats_per_kvb is None else request.fee_rate_sats_per_kvb
+        rate = await self._rate(request.fee_rate_sats_per_kvb)
         if rate > self._max_fee_rate:
             raise FeeRateTooHigh(
                 f"a fee rate of {rate:,} sat/kvB is over the ceiling of {self._max_fee_rate:,}: "
@@ -108,12 +107,26 @@ class CoinService:
             if not isinstance(self._wallet, SendsAll):
                 raise NoSendAll
             sent = await self._wallet.send_all(request.address, rate)
-        except (UserError, Rejected, NotSynced):
+        except (UserError, GateRefused, Rejected, NotSynced):
+            # Each of these comes before anything has left.
             raise
         except P2PError as e:
             raise SendInterrupted(e.detail) from e
         paid = sum(int(out.nValue) for out in parse(sent.tx).vout)
         return SentView(txid=txid_text(sent.txid), amount_sats=paid, fee_sats=sent.fee)
+
+    async def _rate(self, named: int | None) -> int:
+        """The fee rate to pay.
+
+        The backend is asked even when the user names one: whether it answers is found out before anything is signed.
+        """
+        try:
+            estimate = await self._chain.fee_rate(self._fee_target)
+        except FeeUnknown:
+            if named is None:
+                raise
+            return named
+        return estimate if named is None else named
 
     def _utxo(self, utxo: Utxo) -> UtxoView:
         script = utxo.script_pubkey
