@@ -1,4 +1,4 @@
-"""The funding transaction, derived from the contract alone (SPEC section 6.2).
+"""The funding transaction, derived from the contract alone (SPEC section 6.3).
 
 Both parties build it from the same document, so no amount, script or output is ever taken from a peer. The escrow
 holds amount + both deposits + the payout's fee, so that a release at the contract's rate pays every party to the

@@ -1,4 +1,4 @@
-"""Weights, fees and dust: the numbers that both parties of a trade must count alike (SPEC section 6).
+"""Weights, fees and dust: the numbers that both parties of a trade must count alike (SPEC section 6.2).
 
 Weights are counted before there are signatures, with the largest witness that is accepted for each kind of input. So
 a transaction never pays less than its rate, whoever signed it; with low-R signatures, which all our own signers make,

@@ -1,4 +1,4 @@
-"""What must hold of a contract before anybody signs it, as far as Bitcoin is concerned (SPEC section 6.5).
+"""What must hold of a contract before anybody signs it, as far as Bitcoin is concerned (SPEC section 6.2).
 
 `protocol.contract.check_terms` compares the contract with the offer; this looks at what only the curve and the chain
 can tell: keys, scripts, and whether every legal payout of this contract can be paid.

@@ -1,4 +1,4 @@
-"""The gates before a signature leaves and before a transaction does (SPEC section 6.6).
+"""The gates before a signature leaves and before a transaction does (SPEC section 6.4).
 
 Each gate is enough to stop a wrong transaction, and each is blind to how the others judge:
 
