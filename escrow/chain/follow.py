@@ -299,7 +299,7 @@ class Follow:
         if info is None or info.block.height - self.tip.height < _LEAP:
             return False
         low, high = self.tip.height + 1, info.block.height
-        for follower in self._followers:
+        for follower in tuple(self._followers):
             await self._scan(follower, low, high)
         self._extend(await self._source.headers_at(range(max(low, high - _RECENT_AT_START), high + 1)))
         return True
@@ -313,7 +313,7 @@ class Follow:
     async def _start_over(self) -> None:
         """The reorganisation goes deeper than is remembered: begin anew, and tell followers what changed for them."""
         await self._root()
-        for follower, from_height in self._followers.items():
+        for follower, from_height in tuple(self._followers.items()):
             if follower is self._book:
                 await self._undo_inactive(self._book, all_of_them=True)
                 await self._tell_the_past(self._book.requests)

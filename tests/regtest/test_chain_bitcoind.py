@@ -16,9 +16,11 @@ from escrow.address import address_of
 from escrow.chain.base import (
     BackendAuthFailed,
     BackendUnreachable,
+    BlocksPruned,
     Confirmed,
     FeeUnknown,
     Health,
+    NotSynced,
     Rejected,
     Seen,
     SpendUndone,
@@ -478,6 +480,45 @@ class TestTroubles:
     async def test_wrong_network_names_both(self, bitcoind: RegtestNode) -> None:
         with pytest.raises(WrongNetwork, match="is on regtest, this node on signet"):
             await BitcoindBackend(config_for(bitcoind, network=Network.SIGNET)).start()
+
+    async def test_node_that_still_syncs_is_followed_but_trusted_with_no_money(
+        self, own_bitcoind: RegtestNode, bitcoind_binary: Path, tmp_path: Path
+    ) -> None:
+        async with RegtestNode(tmp_path / "behind", binary=bitcoind_binary) as behind:
+            for height in range(1, 20):
+                block = await own_bitcoind.rpc("getblockhash", height)
+                await behind.rpc("submitheader", await own_bitcoind.rpc("getblockheader", block, False))
+            async with backend_on(behind) as backend:
+                assert backend.status().health is Health.SYNCING
+                assert "block 0 of 19" in backend.status().detail
+                assert (await backend.tip()).height == 0
+                for question in (backend.fee_rate(2), backend.test_accept(b""), backend.broadcast(b"")):
+                    with pytest.raises(NotSynced, match="wait until it is done"):
+                        await question
+                await own_bitcoind.connect(behind)
+
+                async def ready() -> bool:
+                    return backend.status().health is Health.READY
+
+                await until(ready)
+                assert await backend.fee_rate(2) == 2_000
+
+    async def test_pruned_blocks_are_named_as_the_trouble(
+        self, bitcoind_binary: Path, tmp_path: Path, rng: random.Random
+    ) -> None:
+        args = ("-prune=1", "-fastprune", "-blockfilterindex=0", "-peerblockfilters=0")
+        async with RegtestNode(tmp_path / "n", binary=bitcoind_binary, extra_args=args) as node:
+            await node.ensure_coins(1)
+            await node.mine(700)
+            await node.rpc("pruneblockchain", 400)
+            async with backend_on(node) as backend:
+                with pytest.raises(BlocksPruned, match="unpruned node"):
+                    await backend.watch(WatchRequest(b"old", fresh_script(rng), None, 1))
+                stream = backend.events()
+                script = fresh_script(rng)
+                await backend.watch(WatchRequest(b"new", script, None, await node.height()))
+                await pay(node, script, confirmations=1)
+                await next_of(stream, Confirmed, key=b"new")
 
     async def test_user_and_password_work(self, bitcoind_binary: Path, tmp_path: Path) -> None:
         args = ("-rpcuser=alice", "-rpcpassword=wonder")

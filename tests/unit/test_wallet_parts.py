@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -234,3 +236,10 @@ class TestReservations:
         assert len(store.all()) == 1
         connection.close()
         other.close()
+
+
+def test_only_the_bdk_engine_needs_bdk() -> None:
+    """bdkpython has no wheel on some platforms; keys, chain and everything but one module must load there."""
+    names = ["escrow.seed", "escrow.hd", "escrow.address", "escrow.chain.bitcoind", "escrow.wallet.hot"]
+    code = f"import sys, importlib; sys.modules['bdkpython'] = None; [importlib.import_module(n) for n in {names}]"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
