@@ -239,7 +239,7 @@ class TestReservations:
 
 
 def test_only_the_bdk_engine_needs_bdk() -> None:
-    """bdkpython has no wheel on some platforms; keys, chain and everything but one module must load there."""
+    """On platforms without a wheel of bdkpython keys, chain and everything but one module must load all the same."""
     names = ["escrow.seed", "escrow.hd", "escrow.address", "escrow.chain.bitcoind", "escrow.wallet.hot"]
     code = f"import sys, importlib; sys.modules['bdkpython'] = None; [importlib.import_module(n) for n in {names}]"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
