@@ -53,9 +53,13 @@ class Stages:
             self.seen.setdefault(f"{who} {event.phase}", (time.perf_counter() - self.began) * 1000)
 
 
-async def until_phase(node: Daemon, trade: str, phase: str, cursor: int) -> None:
-    while (await node.api.trade(trade)).phase != phase:
+async def until(node: Daemon, trade: str, cursor: int, holds: Callable[[s.TradeView], object]) -> s.TradeView:
+    """The trade, once `holds` of it; looked at after each event of the node after `cursor`."""
+    while not holds(view := await node.api.trade(trade)):
+        if not view.open:
+            raise RuntimeError(f"the {node.name} ended the trade: {view.phase} {view.ending}")
         cursor = (await node.api.events(cursor, wait=5)).next
+    return view
 
 
 async def poll(true: Callable[[], Awaitable[bool]], what: str) -> None:
@@ -121,24 +125,20 @@ async def trade(cast: Cast, mempool: Mempool, maker: Daemon, taker: Daemon, offe
     seller, buyer = (maker, taker) if side == "sell" else (taker, maker)
     cursors = {node.name: (await node.api.events()).next for node in (seller, buyer)}
     began = time.perf_counter()
-    taken = await taker.api.offer_take(offer, s.TakeRequest(method=METHOD, details=DETAILS))
-    view, cursor = taken, cursors[taker.name]
-    while (txid := view.escrow.funding_txid) is None:
-        if not view.open:
-            raise RuntimeError(f"the trade ended: {view.phase} {view.ending}")
-        cursor = (await taker.api.events(cursor, wait=5)).next
-        view = await taker.api.trade(taken.id)
-    arrived = await mempool.wait(txid, SECONDS)
+    taken = (await taker.api.offer_take(offer, s.TakeRequest(method=METHOD, details=DETAILS))).id
+    view = await until(taker, taken, cursors[taker.name], lambda t: t.escrow.funding_txid)
+    arrived = await mempool.wait(view.escrow.funding_txid or "", SECONDS)
+    await cast.bitcoind.mine()
+    await until(seller, taken, cursors[seller.name], lambda t: t.phase == "funded")
+    await until(buyer, taken, cursors[buyer.name], lambda t: "pay" in t.actions)
+    await buyer.api.trade_pay(taken)
+    await until(seller, taken, cursors[seller.name], lambda t: "release" in t.actions)
+    await seller.api.trade_release(taken)
+    view = await until(seller, taken, cursors[seller.name], lambda t: t.escrow.payout_txid)
+    await mempool.wait(view.escrow.payout_txid or "", SECONDS)
     await cast.bitcoind.mine()
     for node in (seller, buyer):
-        await until_phase(node, taken.id, "funded", cursors[node.name])
-    await buyer.api.trade_pay(taken.id)
-    await until_phase(seller, taken.id, "paid", cursors[seller.name])
-    await seller.api.trade_release(taken.id)
-    await until_phase(buyer, taken.id, "settling", cursors[buyer.name])
-    await cast.bitcoind.mine()
-    for node in (seller, buyer):
-        await until_phase(node, taken.id, "completed", cursors[node.name])
+        await until(node, taken, cursors[node.name], lambda t: t.phase == "completed")
     return (arrived - began) * 1000
 
 
