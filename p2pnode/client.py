@@ -52,7 +52,7 @@ class ApiError(Exception):
 class NodeUnreachable(P2PError):
     """The node does not answer."""
 
-    code = 3151
+    code = 1450
 
 
 class Client:

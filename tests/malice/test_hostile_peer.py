@@ -67,14 +67,19 @@ async def attack(folder: Path, side: Side, kind: Kind, edit: Edit) -> tuple[Worl
         happy = world.happy()
         with suppress(AssertionError):
             task = asyncio.ensure_future(happy)
-            await world.until(lambda: bool(world.post.refused) or world.maker.phase == "Declined" or task.done(), "end")
-            world.declined = world.maker.phase == "Declined"
+            await world.until(lambda: bool(world.post.refused) or declined(world) or task.done(), "end")
+            world.declined = declined(world)
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
     finally:
         await world.end()
     return world, world.post.refused
+
+
+def declined(world: World) -> bool:
+    """Whether the maker's node turned the take down after it had recorded it."""
+    return world.maker.alive and world.maker.phase == "Declined"
 
 
 def take_edit(change: Callable[[World, Take], Take]) -> Edit:
