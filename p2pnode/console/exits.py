@@ -27,7 +27,7 @@ _SPECIAL: Final = {
     3112: Exit.UNREACHABLE,  # DataDirMissing
     3141: Exit.UNREACHABLE,  # NotAuthorized: another node answers there
     3150: Exit.UNREACHABLE,  # NodeNotRunning
-    3151: Exit.UNREACHABLE,  # NodeUnreachable
+    1450: Exit.UNREACHABLE,  # NodeUnreachable
     3152: Exit.UNREACHABLE,  # the answer was lost
     3160: Exit.TIMEOUT,  # WaitedTooLong
 }
