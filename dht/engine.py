@@ -170,7 +170,7 @@ class Engine:
         count = max(2 * self.config.k, paths * self.config.k)
         skip = self.is_late if self.rpc.late else None
         known = self.table.closest(number, count, skip, named=True)
-        anchors = self.table.closest(number, ANCHORS * paths, skip)
+        anchors = self.table.closest(number, max(ANCHORS * paths, alpha), skip)
         return Lookup(
             number,
             [*known, *seeds],

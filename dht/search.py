@@ -101,7 +101,7 @@ class Search:
             # We knew too few nodes to tell when the search began.
             self.lookup.reach = self.ctx.region()
             finished = self.lookup.finished
-        if self.lookup.crowded and not self._beside:
+        if finished and self.lookup.crowded and not self._beside:
             self._beside = True
             self.ctx.search_beside(self, now)
             finished = self.lookup.finished and not self._ended_meanwhile()
