@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from p2pnode.api import schema as s
 from p2pnode.api.errors import KeyReused, OutcomeUnknown
@@ -275,6 +276,22 @@ class TestWritesAreDoneOnce:
         is_problem(other, 422, KeyReused.code)
         assert twin.addresses == 1
 
+    async def test_the_key_of_one_trade_never_answers_for_another(self, http: Http, twin: Twin) -> None:
+        """Two releases have the same empty body; only the path tells them apart."""
+        draft = {
+            "side": "sell", "amount_min_sats": 1, "amount_max_sats": 1, "currency": "EUR", "price": "1",
+            "methods": [{"method": "sepa", "details": {"iban": "x"}}],
+        }  # fmt: skip
+        offer = (await http.ask("POST", f"{PREFIX}/offers", body=draft))[1]["id"]
+        take = {"method": "sepa", "details": {"iban": "x"}}
+        trades = [(await http.ask("POST", f"{PREFIX}/offers/{offer}/take", body=take))[1]["id"] for _ in range(2)]
+        for trade in trades:
+            twin.trades[trade] = replace(twin.trades[trade], actions=("release",))
+        first, second = (f"{PREFIX}/trades/{trade}/release" for trade in trades)
+        assert (await http.ask("POST", first, body={}, key="one-and-only"))[0] == 200
+        is_problem(await http.ask("POST", second, body={}, key="one-and-only"), 422, KeyReused.code)
+        assert [twin.trades[trade].phase for trade in trades] == ["releasing", "taking"]
+
     async def test_the_same_write_at_once_is_done_once(self, http: Http, twin: Twin) -> None:
         twin.hold = asyncio.Event()
         asks = [asyncio.ensure_future(http.ask("POST", WRITE, body=ADDRESS, key="one-and-only")) for _ in range(3)]
@@ -329,7 +346,9 @@ class TestWritesAreDoneOnce:
             ask = asyncio.ensure_future(http.ask("POST", WRITE, body=ADDRESS, key="one-and-only"))
             await twin.waiting.wait()
             closing = asyncio.ensure_future(server.close())
-            await asyncio.sleep(0)
+            for _ in range(50):  # turns of the loop: enough for a server that does not wait to get through
+                await asyncio.sleep(0)
+            assert not closing.done()
             twin.hold.set()
             await closing
             await asyncio.gather(ask, return_exceptions=True)
