@@ -27,16 +27,16 @@ RawMessage = Annotated[bytes, Meta(min_length=100, max_length=500_000)]
 
 
 class CaseFile(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A trade as one party can prove it: the contract, both signatures on it, and the messages in its own order.
+    """A trade as one party can prove it: the offer, the contract, the signatures on it, and the messages.
 
-    `taker_signature` may be missing when the taker withheld its Seal. Then `offer` is there instead, and the first two
-    messages show that the contract follows from what the taker signed (SPEC section 7.3).
+    `taker_signature` may be missing when the taker withheld its Seal; then the first two messages must show that the
+    contract follows from what the taker signed (SPEC section 7.3). Messages may be left out where they are too many.
     """
 
+    offer: Offer
     contract: Contract
     maker_signature: Signature64
     taker_signature: Signature64 | None
-    offer: Offer | None
     messages: Annotated[tuple[RawMessage, ...], Meta(max_length=MAX_TRANSCRIPT)]
 
 

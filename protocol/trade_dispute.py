@@ -44,7 +44,7 @@ _OVER: Final = (st.Completed, st.Anomalous)
 
 @on((st.Funded, st.Paid, st.Settling), dv.OpenDispute, to=())
 def _open_dispute(state: TradeState, event: dv.OpenDispute) -> Step:
-    """Ask the arbiter, or answer. Only the first to open tells the peer: the arbiter tells it of an answer."""
+    """Ask the arbiter, or answer. The peer is told either way, so that both see both claims."""
     known = state.dispute
     if known is not None and known.own_claim is not None:
         raise IllegalTransition("you have told the arbiter your side already: send evidence")
@@ -55,8 +55,9 @@ def _open_dispute(state: TradeState, event: dv.OpenDispute) -> Step:
     if known is not None and known.arbiter(state.bench).answer.passed_over:
         raise IllegalTransition("no arbiter is left to decide: settle with the counterparty")
     disputed = replace(state, dispute=replace(known or DisputeFacts(), own_claim=event.claim))
-    told = () if known is not None else (ev.SendMessage(Disputed(event.claim)), *_begin(disputed))
-    return disputed, (*told, dv.OpenCase(disputed.bench, event.claim), ev.StopTimer("hearing-reminder"))
+    began = (ev.StopTimer("hearing-reminder"),) if known is not None else _begin(disputed)
+    tell = ev.SendMessage(Disputed(event.claim))
+    return disputed, (tell, dv.OpenCase(disputed.bench, event.claim), *began)
 
 
 @on((*_HEARING, *_OVER), dv.DisputedReceived, to=())
