@@ -274,7 +274,7 @@ class Client:
 class _AnswerLost(NodeUnreachable):
     """The connection broke before the answer."""
 
-    code = 3152
+    code = 1451
 
 
 def _id(text: str) -> str:
