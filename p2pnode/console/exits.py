@@ -28,7 +28,7 @@ _SPECIAL: Final = {
     3141: Exit.UNREACHABLE,  # NotAuthorized: another node answers there
     3150: Exit.UNREACHABLE,  # NodeNotRunning
     1450: Exit.UNREACHABLE,  # NodeUnreachable
-    3152: Exit.UNREACHABLE,  # the answer was lost
+    1451: Exit.UNREACHABLE,  # the answer was lost
     3160: Exit.TIMEOUT,  # WaitedTooLong
 }
 _BY_THOUSAND: Final = {1: Exit.INTERNAL, 2: Exit.REFUSED, 3: Exit.USER, 4: Exit.CHAIN}
