@@ -68,7 +68,10 @@ class TestLock:
 
     def test_a_child_does_not_keep_the_lock(self, folder: DataDir) -> None:
         lock = folder.lock()
-        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False) as child:
+        program = [sys.executable, "-c", "print(flush=True); input()"]
+        with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, close_fds=False) as child:
+            assert child.stdout is not None
+            child.stdout.readline()  # the kernel lets the parent go on a moment before it has closed the child's files
             lock.close()
             folder.lock().close()
             child.kill()
