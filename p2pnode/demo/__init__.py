@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 EXIT_FAILED: Final = 1
 EXIT_INTERRUPTED: Final = 130
+_FILE_WIDTH: Final = 120
 _FOLDER: Final = "p2pnode-demo-"
 
 
@@ -50,7 +51,9 @@ def main(*, as_json: bool = False, keep: bool = False, escrow_type: Literal[1, 2
     from p2pnode.demo.show import show, show_next
 
     # With --json, stdout is for the document alone; who watches a terminal still sees the steps.
-    console = Console(stderr=as_json, quiet=as_json and not sys.stderr.isatty())
+    shown = (sys.stderr if as_json else sys.stdout).isatty()
+    # In a file or a pipe nothing needs to be folded.
+    console = Console(stderr=as_json, quiet=as_json and not shown, width=None if shown else _FILE_WIDTH)
     script = Script(escrow_type=escrow_type, single=single)
     binary = find_bitcoind()
     folder = Path(tempfile.mkdtemp(prefix=_FOLDER))
@@ -111,7 +114,8 @@ async def _perform(cast: Cast, script: Script, console: Console) -> Report:
 def _signals() -> Iterator[None]:
     """Let SIGTERM and a closed terminal end the demo in order, as Ctrl-C does."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    numbers = (signal.SIGTERM, signal.SIGHUP)
+    # What is ignored already stays so: `nohup` is there to survive the terminal.
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
     for number in numbers:
         loop.add_signal_handler(number, lambda: task and task.cancel())
     try:
