@@ -35,3 +35,8 @@ class Buckets(Generic[K]):
             del self._full[next(iter(self._full))]
         self._full[key] = after
         return True
+
+    def give_back(self, key: K, cost: float) -> None:
+        """Return units that `allow` took."""
+        if key in self._full:
+            self._full[key] -= cost / self.rate

@@ -235,6 +235,10 @@ class Session:
         self._check_not_over()
         self._streams.send(stream, body, end=end)
 
+    def backlog(self, stream: int) -> int:
+        """Bytes given to `send` that were not taken by `data_to_send` yet."""
+        return self._streams.backlog(stream)
+
     def reset(self, stream: int, code: int) -> None:
         """Abandon a stream, with a ResetCode or an error's code below 65,536. No effect if it is over."""
         self._streams.reset(stream, code)

@@ -89,11 +89,17 @@ class NoRoom(LocalError):
     code = 1405
 
 
+UNBOUNDED: Final = 2**62
+"""The limit of a body that is dealt with as it comes, so that only windows bound what is kept of it."""
+
+
 class BodyLimits(NamedTuple):
     """What one service takes and gives, in bytes of body."""
 
     request_bytes: int
     reply_bytes: int
+    streamed: bool = False
+    """Bodies of any length, dealt with as they come: a pipe."""
 
 
 class StreamOpened(NamedTuple):
@@ -142,6 +148,7 @@ class _Stream:
         "send_done",
         "send_window",
         "service",
+        "unsent",
     )
 
     def __init__(self, stream: int, service: int, receive_limit: int) -> None:
@@ -149,6 +156,7 @@ class _Stream:
         self.service = service
         self.announced = False  # the peer knows of it: its OPEN was sent, or received
         self.outgoing: deque[memoryview] = deque()
+        self.unsent = 0  # bytes in it
         self.send_window = STREAM_WINDOW
         self.end_wanted = False
         self.send_done = False
@@ -179,7 +187,10 @@ class Streams:
 
         Raises ValueError for a service that no peer could ever use under them.
         """
-        if any(sum(limits) > max_inbound_bytes for limits in services.values()):
+        if any(
+            not limits.streamed and limits.request_bytes + limits.reply_bytes > max_inbound_bytes
+            for limits in services.values()
+        ):
             raise ValueError("a service's body limits exceed the sum allowed for all streams")
         self._services = services
         self._max_inbound_streams = max_inbound_streams
@@ -236,6 +247,11 @@ class Streams:
             stream.held += len(body)
             self._held += len(body)
         self._push(stream, body, end=end)
+
+    def backlog(self, stream_id: int) -> int:
+        """Bytes of this side's body that were handed in and not sent yet."""
+        stream = self._open.get(stream_id)
+        return 0 if stream is None else stream.unsent
 
     def reset(self, stream_id: int, code: int) -> None:
         """Abandon a stream; without effect on one that is over."""
@@ -301,7 +317,7 @@ class Streams:
             raise StreamFlood
         (service,) = _SERVICE.unpack_from(payload)
         limits = self._services.get(service)
-        stream = _Stream(stream_id, service, 0 if limits is None else limits.request_bytes)
+        stream = _Stream(stream_id, service, 0 if limits is None else _request_limit(limits))
         stream.announced = True
         self._next_peer += 2
         self._peer_count += 1
@@ -439,6 +455,7 @@ class Streams:
                 stream.outgoing[0] = piece[room:]
                 piece = piece[:room]
             self._release(stream, min(len(piece), stream.held))
+            stream.unsent -= len(piece)
             stream.send_window -= len(piece)
             self._send_window -= len(piece)
         stream.announced = True
@@ -461,6 +478,7 @@ class Streams:
     def _push(self, stream: _Stream, body: bytes, *, end: bool) -> None:
         if body:
             stream.outgoing.append(memoryview(body))
+            stream.unsent += len(body)
         stream.end_wanted = end
         self._enqueue(stream)
 
@@ -473,6 +491,7 @@ class Streams:
         stream.aborted = True
         self._release(stream, stream.held)
         stream.outgoing.clear()
+        stream.unsent = 0
         stream.end_wanted = False
         stream.reset_code = code
         self._enqueue(stream)
@@ -492,3 +511,7 @@ class Streams:
             self._own_count -= 1
         else:
             self._peer_count -= 1
+
+
+def _request_limit(limits: BodyLimits) -> int:
+    return UNBOUNDED if limits.streamed else limits.request_bytes

@@ -10,19 +10,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import zip_longest
 from typing import Final, NamedTuple
 
-from p2pnode.channels.connection import Connection, Service
+from p2pnode.channels.connection import AnyService, Connection
 from p2pnode.channels.errors import CannotListen, NotTaken, TimedOut, Unreachable
+from p2pnode.channels.guard import DialGuard
 from p2pnode.channels.links import READ_BYTES, Dialer, Link, TcpLink, dial_tcp, ip_version
+from p2pnode.channels.pipes import Pipe
 from p2pnode.clock import Clock
-from protocol.contact import Address
+from protocol.contact import Address, NodeContact
 from protocol.errors import P2PError
 from protocol.identity import BadId, SigningKey, node_text, x25519_of
+from protocol.relay import RELAY_SERVICE, connect
 from protocol.session import CloseCode, Role, Session, Settings
 from protocol.types import Network, NodeKey
 
@@ -32,9 +35,16 @@ RACE_SECONDS: Final = 10.0
 """Two sessions made within this time of each other come from dialling at once; later ones replace earlier ones."""
 MAX_ADDRESSES: Final = 16
 """Addresses of one peer that are tried."""
+MAX_RELAYS: Final = 4
+"""Relays of one peer that are tried."""
 MAX_ATTEMPTS: Final = 3
 """Sessions that one request may find closing before it gives up."""
 KEY_BYTES: Final = 32
+IDLE_ENOUGH: Final = 10.0
+"""Seconds of silence after which a session without a stream gives up its place to a newcomer."""
+
+Path = Address | NodeContact
+"""A way to a peer: straight to an address, or through a relay."""
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +57,8 @@ class Limits:
     """Sessions that others may have opened to this node."""
     max_inbound_per_origin: int = 16
     """The same from one IPv4 address or one IPv6 /64 network."""
+    max_inbound_per_relay: int = 32
+    """The same through one relay."""
     dial_seconds: float = 15.0
     """How long the addresses of a peer are tried."""
     session: Settings = field(default_factory=lambda: Settings(idle_after=300.0))
@@ -60,15 +72,17 @@ class SessionView(NamedTuple):
     remote: str
     outgoing: bool
     age_seconds: float
+    relayed: bool = False
+    """Whether it runs through a relay."""
 
 
 class _Dial:
     """The attempt to reach a peer, which all who want it share."""
 
-    __slots__ = ("addresses", "arrival", "task")
+    __slots__ = ("arrival", "paths", "task")
 
-    def __init__(self, addresses: frozenset[Address], arrival: asyncio.Future[Connection]) -> None:
-        self.addresses = addresses
+    def __init__(self, paths: frozenset[Path], arrival: asyncio.Future[Connection]) -> None:
+        self.paths = paths
         self.arrival = arrival
         self.task: asyncio.Task[None] | None = None
 
@@ -80,7 +94,7 @@ class Channels:
         self,
         node_key: SigningKey,
         network: Network,
-        services: Mapping[int, Service],
+        services: Mapping[int, AnyService],
         *,
         limits: Limits | None = None,
         clock: Clock,
@@ -97,6 +111,7 @@ class Channels:
         self._body_limits = {number: service.limits for number, service in services.items()}
         self._clock = clock
         self._dialer = dial
+        self._guard = DialGuard()
         self._servers: list[asyncio.Server] = []
         self._runs: dict[Connection, asyncio.Task[None]] = {}
         self._by_peer: dict[NodeKey, Connection] = {}
@@ -119,7 +134,9 @@ class Channels:
         """The sessions in use, oldest first."""
         now = asyncio.get_running_loop().time()
         return tuple(
-            SessionView(c.peer, c.remote, c.outgoing, now - c.established_at) for c in self._runs if c.is_usable
+            SessionView(c.peer, c.remote, c.outgoing, now - c.established_at, c.endpoint is None)
+            for c in self._runs
+            if c.is_usable
         )
 
     async def request(
@@ -131,8 +148,11 @@ class Channels:
         *,
         timeout: float,
         reply_limit: int = 65_536,
+        relays: Sequence[NodeContact] = (),
     ) -> bytes:
         """Ask a peer's service; its reply, of at most `reply_limit` bytes. An open session is used, else one dialled.
+
+        Paths are tried side by side: `addresses` first, then through each of `relays` that the peer keeps a session to.
 
         Raises Unreachable, TimedOut after `timeout` seconds, PeerRefused, PeerUnable, TooManyStreams, and TooLarge for
         a reply over the limit.
@@ -144,7 +164,7 @@ class Channels:
             async with asyncio.timeout(timeout):
                 for _ in range(MAX_ATTEMPTS):
                     connection = None
-                    connection = await self._connection(peer, addresses)
+                    connection = await self._connection(peer, (*addresses, *relays[:MAX_RELAYS]))
                     began = loop.time()
                     try:
                         return await connection.request(service, payload, reply_limit)
@@ -155,6 +175,23 @@ class Channels:
                 self._distrust(connection)
             raise TimedOut from e
         raise Unreachable("the peer closed every session before it took the request")
+
+    async def pipe(self, peer: NodeKey, addresses: Sequence[Address], service: int, head: bytes) -> Pipe:
+        """A pipe to a peer's service, whose first bytes are `head`. Raises Unreachable, TooManyStreams."""
+        for _ in range(MAX_ATTEMPTS):
+            connection = await self._connection(peer, addresses)
+            try:
+                return connection.open_pipe(service, head)
+            except NotTaken:
+                continue
+        raise Unreachable("the peer closed every session before it took the request")
+
+    def leave(self, gone: Callable[[str], bool]) -> None:
+        """Close the sessions whose own end has an address that is `gone`: this node has moved."""
+        for connection in list(self._runs):
+            host = connection.local_host
+            if host is not None and gone(host):
+                connection.close(CloseCode.REPLACED)
 
     async def close(self) -> None:
         """Close every session and listener, and wait until all is cleaned up. Requests fail with Unreachable."""
@@ -175,10 +212,11 @@ class Channels:
     def accept(self, link: Link) -> bool:
         """Be the responder on a link that a peer opened; False, and the link is left alone, when there are too many."""
         limits = self._limits
+        per_origin = limits.max_inbound_per_relay if link.endpoint is None else limits.max_inbound_per_origin
         if (
             self._closing
-            or self._inbound >= limits.max_inbound
-            or self._origins[link.origin] >= limits.max_inbound_per_origin
+            or self._origins[link.origin] >= per_origin
+            or (self._inbound >= limits.max_inbound and not self._make_room())
         ):
             log.debug("refused a connection from %s: too many", link.remote)
             return False
@@ -221,12 +259,25 @@ class Channels:
             return new
         return old if old.outgoing == (self._key.public < old.peer) else new
 
+    def _make_room(self) -> bool:
+        """Close the inbound session that is idle longest, of the origin that has most; False when none is idle."""
+        before = asyncio.get_running_loop().time() - IDLE_ENOUGH
+        idle = [
+            (-self._origins[c.origin], since, c)
+            for c in self._runs
+            if not c.outgoing and c.is_usable and (since := c.idle_since) is not None and since < before
+        ]
+        if not idle:
+            return False
+        min(idle, key=lambda item: item[:2])[2].close(CloseCode.IDLE)
+        return True
+
     def _distrust(self, connection: Connection) -> None:
         """Use another session from now on: this one's peer has fallen silent."""
         self.disconnected(connection)
         connection.retire()
 
-    async def _connection(self, peer: NodeKey, addresses: Sequence[Address]) -> Connection:
+    async def _connection(self, peer: NodeKey, paths: Sequence[Path]) -> Connection:
         """A usable session with the peer. Raises Unreachable."""
         while True:
             if self._closing:
@@ -234,38 +285,38 @@ class Channels:
             connection = self._by_peer.get(peer)
             if connection is not None and connection.is_usable:
                 return connection
-            dial = self._dials.get(peer) or self._dial(peer, addresses)
+            dial = self._dials.get(peer) or self._dial(peer, paths)
             try:
                 return await asyncio.shield(dial.arrival)
             except Unreachable:
-                # Another request's dial may have known fewer addresses than this one.
-                if frozenset(addresses) <= dial.addresses:
+                # Another request's dial may have known fewer paths than this one.
+                if frozenset(paths) <= dial.paths:
                     raise
 
-    def _dial(self, peer: NodeKey, addresses: Sequence[Address]) -> _Dial:
+    def _dial(self, peer: NodeKey, paths: Sequence[Path]) -> _Dial:
         """Begin to dial a peer. Raises Unreachable when that is hopeless."""
         if peer == self._key.public:
             raise Unreachable("that is this node itself")
-        if not addresses:
+        if not paths:
             raise Unreachable(f"no address of {node_text(peer)} is known")
         try:
             x25519_of(peer)
         except BadId as e:
             raise Unreachable(f"{node_text(peer)} is not a usable node key") from e
         loop = asyncio.get_running_loop()
-        dial = _Dial(frozenset(addresses), loop.create_future())
+        dial = _Dial(frozenset(paths), loop.create_future())
         self._dials[peer] = dial
-        dial.task = loop.create_task(self._reach(peer, addresses))
+        dial.task = loop.create_task(self._reach(peer, paths))
         # A callback, because a task that is cancelled before it began runs none of its own code.
         dial.task.add_done_callback(lambda task: self._on_dialled(peer, dial, task))
         return dial
 
-    async def _reach(self, peer: NodeKey, addresses: Sequence[Address]) -> None:
+    async def _reach(self, peer: NodeKey, paths: Sequence[Path]) -> None:
         """Make a session with the peer; `connected` hears of it. Raises Unreachable."""
         seconds = self._limits.dial_seconds
         try:
             async with asyncio.timeout(seconds):
-                await self._race(peer, _interleaved(addresses))
+                await self._race(peer, _interleaved(paths))
         except TimeoutError as e:
             raise Unreachable(f"{node_text(peer)} can't be reached within {seconds:g} seconds") from e
 
@@ -280,19 +331,19 @@ class Channels:
             dial.arrival.set_exception(error or Unreachable())
             dial.arrival.exception()  # its waiters may have given up
 
-    async def _race(self, peer: NodeKey, addresses: list[Address]) -> None:
-        """Try addresses side by side, each a little after the one before, until one leads to the peer.
+    async def _race(self, peer: NodeKey, paths: list[Path]) -> None:
+        """Try paths side by side, each a little after the one before, until one leads to the peer.
 
         TCP alone proves nothing, so an attempt includes the handshake. Raises Unreachable with every reason.
         """
         running: set[asyncio.Task[None]] = set()
         reasons = []
         try:
-            while addresses or running:
-                if addresses:
-                    running.add(asyncio.create_task(self._attempt(peer, addresses.pop(0))))
+            while paths or running:
+                if paths:
+                    running.add(asyncio.create_task(self._attempt(peer, paths.pop(0))))
                 done, running = await asyncio.wait(
-                    running, timeout=HEAD_START if addresses else None, return_when=asyncio.FIRST_COMPLETED
+                    running, timeout=HEAD_START if paths else None, return_when=asyncio.FIRST_COMPLETED
                 )
                 for attempt in done:
                     try:
@@ -305,8 +356,30 @@ class Channels:
                 attempt.cancel()
             await asyncio.gather(*running, return_exceptions=True)
 
-    async def _attempt(self, peer: NodeKey, address: Address) -> None:
-        connection = self._start(await self._dialer(address), peer)
+    async def _attempt(self, peer: NodeKey, path: Path) -> None:
+        if isinstance(path, Address):
+            await self._attempt_direct(peer, path)
+        else:
+            await self._attempt_relayed(peer, path)
+
+    async def _attempt_direct(self, peer: NodeKey, address: Address) -> None:
+        self._guard.begin(address, asyncio.get_running_loop().time())
+        await self._handshake(await self._dialer(address), peer)
+        self._guard.succeeded(address)
+
+    async def _attempt_relayed(self, peer: NodeKey, relay: NodeContact) -> None:
+        if relay.node in (peer, self._key.public):
+            raise Unreachable("a node is no relay to itself")
+        circuit = await self.pipe(relay.node, relay.addresses, RELAY_SERVICE, connect(peer))
+        try:
+            await self._handshake(circuit, peer)
+        except P2PError as e:
+            code = None if circuit.broken is None else circuit.broken.code
+            why = e.detail if code is None else f"the relay refused with code {code}"
+            raise Unreachable(f"not through {circuit.remote}: {why}") from e
+
+    async def _handshake(self, link: Link, peer: NodeKey) -> None:
+        connection = self._start(link, peer)
         try:
             await asyncio.shield(connection.established)
         except asyncio.CancelledError:
@@ -346,10 +419,14 @@ class Channels:
             writer.transport.abort()
 
 
-def _interleaved(addresses: Sequence[Address]) -> list[Address]:
-    """At most MAX_ADDRESSES, each once, IPv6, IPv4 and names taking turns, in the order given otherwise (RFC 8305)."""
+def _interleaved(paths: Sequence[Path]) -> list[Path]:
+    """At most MAX_ADDRESSES addresses, each once, IPv6, IPv4 and names taking turns (RFC 8305); then the relays."""
     groups: dict[int, list[Address]] = {}
-    for address in dict.fromkeys(addresses):
-        groups.setdefault(ip_version(address.host), []).append(address)
+    relays: list[Path] = []
+    for path in dict.fromkeys(paths):
+        if isinstance(path, Address):
+            groups.setdefault(ip_version(path.host), []).append(path)
+        else:
+            relays.append(path)
     turns = [address for turn in zip_longest(*groups.values()) for address in turn if address is not None]
-    return turns[:MAX_ADDRESSES]
+    return [*turns[:MAX_ADDRESSES], *relays]

@@ -14,11 +14,20 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, assert_never
 
 from p2pnode.channels.errors import NotTaken, PeerRefused, PeerUnable, Unreachable
-from p2pnode.channels.links import Link
+from p2pnode.channels.links import Link, TcpLink
+from p2pnode.channels.pipes import Pipe
+from protocol.contact import Address
 from protocol.errors import Action, Fault, P2PError, PeerViolation, TooLarge
 from protocol.identity import node_text
 from protocol.session import CloseCode, Closed, Connected, Event, Role, Session, SessionOver
-from protocol.streams import BodyLimits, BodyReceived, ResetCode, StreamOpened, StreamReset
+from protocol.streams import (
+    UNBOUNDED,
+    BodyLimits,
+    BodyReceived,
+    ResetCode,
+    StreamOpened,
+    StreamReset,
+)
 from protocol.types import NodeKey
 
 MAX_REQUESTS: Final = 32
@@ -50,6 +59,23 @@ class Service:
     def limits(self) -> BodyLimits:
         """The same for the session."""
         return BodyLimits(self.request_bytes, self.reply_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class PipeService:
+    """A service whose streams are pipes."""
+
+    serve: Callable[[Pipe], Awaitable[None]]
+    """Gets each pipe that a peer opens. It is cancelled when the session ends. A P2PError or a PipeBroken that it
+    raises resets the pipe, a P2PError of a peer with its code; otherwise closing the pipe is the service's own."""
+
+    @property
+    def limits(self) -> BodyLimits:
+        """The session's windows are all that bounds a pipe."""
+        return BodyLimits(0, 0, streamed=True)
+
+
+AnyService = Service | PipeService
 
 
 class Owner(Protocol):
@@ -89,7 +115,7 @@ class _Answer:
 class Connection:
     """Drives one session. Made by `Channels`; `run` is its life."""
 
-    def __init__(self, session: Session, link: Link, services: Mapping[int, Service], owner: Owner) -> None:
+    def __init__(self, session: Session, link: Link, services: Mapping[int, AnyService], owner: Owner) -> None:
         """Take over a fresh session and a connected link."""
         self._session = session
         self._link = link
@@ -99,6 +125,7 @@ class Connection:
         self._requests: dict[int, _Request] = {}
         self._slots = asyncio.Semaphore(MAX_REQUESTS)
         self._answers: dict[int, _Answer] = {}
+        self._pipes: dict[int, Pipe] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._congested = False
         self._timer: asyncio.TimerHandle | None = None
@@ -125,6 +152,21 @@ class Connection:
     def origin(self) -> str:
         """What the connection counts under."""
         return self._link.origin
+
+    @property
+    def endpoint(self) -> Address | None:
+        """The peer's IP address and port; None when the session rides on another one."""
+        return self._link.endpoint
+
+    @property
+    def local_host(self) -> str | None:
+        """The IP address of our own end; None when the session rides on another one."""
+        return self._link.local_host if isinstance(self._link, TcpLink) else None
+
+    @property
+    def idle_since(self) -> float | None:
+        """When the peer was last heard, if no exchange is under way; None if one is."""
+        return None if self._session.stream_count else self._session.heard_at
 
     @property
     def is_usable(self) -> bool:
@@ -165,6 +207,37 @@ class Connection:
                 if self._requests.pop(stream, None) is not None:
                     self._session.reset(stream, ResetCode.CANCELLED)
                     self._pump()
+
+    def open_pipe(self, service: int, head: bytes) -> Pipe:
+        """Open a stream that both sides speak through as they like. Raises NotTaken, TooManyStreams."""
+        try:
+            stream = self._session.open_stream(service, head, end=False, reply_limit=UNBOUNDED)
+        except SessionOver as e:
+            raise NotTaken from e
+        pipe = self._pipes[stream] = Pipe(self, stream)
+        self._pump()
+        return pipe
+
+    # What pipes need (pipes.Carrier).
+
+    def pipe_send(self, stream: int, data: bytes, *, end: bool) -> None:
+        """Send on a stream. Raises SessionOver, StreamOver or NoRoom."""
+        self._session.send(stream, data, end=end)
+        self._pump()
+
+    def pipe_taken(self, stream: int, size: int) -> None:
+        """Let the peer send more."""
+        self._session.consume(stream, size)
+        self._pump()
+
+    def pipe_backlog(self, stream: int) -> int:
+        """Bytes that wait to be sent."""
+        return self._session.backlog(stream)
+
+    def pipe_reset(self, stream: int, code: int) -> None:
+        """Abandon a stream."""
+        self._session.reset(stream, code)
+        self._pump()
 
     def retire(self) -> None:
         """Close when no exchange is left."""
@@ -217,6 +290,12 @@ class Connection:
                 self._spawn(self._decongest())
         while (event := session.next_event()) is not None:  # sending may have been the last thing to happen
             self._on_event(event)
+        for stream, pipe in list(self._pipes.items()):
+            if session.has_stream(stream):
+                pipe.on_sent()
+            else:
+                self._pipes.pop(stream, None)
+                pipe.on_over()
         self._arm()
 
     def _arm(self) -> None:
@@ -255,6 +334,8 @@ class Connection:
 
     def _on_event(self, event: Event) -> None:
         match event:
+            case BodyReceived(stream, data, end) if stream in self._pipes:
+                self._pipes[stream].on_data(data, end=end)
             case BodyReceived(stream, data, end):
                 self._session.consume(stream, len(data), kept=True)
                 if stream in self._requests:
@@ -263,10 +344,16 @@ class Connection:
                     self._on_request(stream, data, end=end)
             case StreamOpened(stream, service):
                 chosen = self._services[service]
+                if isinstance(chosen, PipeService):
+                    pipe = self._pipes[stream] = Pipe(self, stream)
+                    self._spawn(self._serve_pipe(pipe, chosen))
+                    return
                 deadline = self._loop.call_later(chosen.seconds, self._too_slow, stream)
                 self._answers[stream] = _Answer(chosen, deadline)
             case StreamReset(stream, code, by_peer):
-                if (request := self._requests.pop(stream, None)) is not None:
+                if (piped := self._pipes.pop(stream, None)) is not None:
+                    piped.on_broken(code)
+                elif (request := self._requests.pop(stream, None)) is not None:
                     _fail(request.reply, _refusal(code) if by_peer else TooLarge("the peer's reply is too large"))
                 else:
                     self._forget_answer(stream)
@@ -302,6 +389,9 @@ class Connection:
         self._requests.clear()
         for stream in list(self._answers):
             self._forget_answer(stream)
+        pipes, self._pipes = self._pipes, {}
+        for pipe in pipes.values():
+            pipe.on_broken(None)
         _fail(self.established, Unreachable(why))
         self._over.set_result(None)
         self._owner.disconnected(self)
@@ -330,6 +420,25 @@ class Connection:
         self._session.reset(stream, code)
         self._forget_answer(stream)
         self._pump()
+        if hang_up:
+            self.close(code)
+
+    async def _serve_pipe(self, pipe: Pipe, service: PipeService) -> None:
+        code: int = ResetCode.FAILED
+        hang_up = False
+        try:
+            await service.serve(pipe)
+            return
+        except OSError:
+            code = ResetCode.CANCELLED
+        except P2PError as e:
+            log.info("refused a stream of %s: %s", self._describe(), e.detail)
+            if e.fault is Fault.PEER:
+                code = e.code
+                hang_up = e.action is Action.DISCONNECT
+        except Exception:
+            log.exception("a service failed")
+        pipe.reset(code)
         if hang_up:
             self.close(code)
 

@@ -7,6 +7,7 @@ waits for `drain` when it says no. That is all the backpressure there is to it.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv6Address, ip_address
 from typing import Final, Protocol
@@ -21,6 +22,8 @@ LINGER_SECONDS: Final = 1.0
 """How long closing waits for the peer to take what was written."""
 RESOLVED_DELAY: Final = 0.25
 """Head start of one address of a host name over the next (RFC 8305)."""
+MAX_RESOLVED: Final = 4
+"""Addresses of one name that are tried."""
 
 
 class Link(Protocol):
@@ -34,6 +37,11 @@ class Link(Protocol):
     @property
     def origin(self) -> str:
         """What to count it under when connections per source are limited."""
+        ...
+
+    @property
+    def endpoint(self) -> Address | None:
+        """The other end's IP address and port; None when there is something between that hides it."""
         ...
 
     @property
@@ -72,6 +80,8 @@ class TcpLink:
         self._transport = writer.transport
         self._transport.set_write_buffer_limits(high=HIGH_WATER)
         host, port = (writer.get_extra_info("peername") or ("", 0))[:2]
+        self._endpoint = Address(plain_host(host), port) if host and port else None
+        self._local_host = plain_host((writer.get_extra_info("sockname") or ("",))[0])
         self._remote = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._origin = origin_of(host)
 
@@ -84,6 +94,16 @@ class TcpLink:
     def origin(self) -> str:
         """The other end's IPv4 address, or IPv6 network."""
         return self._origin
+
+    @property
+    def endpoint(self) -> Address | None:
+        """As `Link.endpoint`."""
+        return self._endpoint
+
+    @property
+    def local_host(self) -> str:
+        """The IP address of this end."""
+        return self._local_host
 
     @property
     def writable(self) -> bool:
@@ -122,6 +142,53 @@ async def dial_tcp(address: Address) -> Link:
     except UnicodeError as e:
         raise OSError(f"{address.host} is not a host name") from e
     return TcpLink(reader, writer)
+
+
+class NotPublic(OSError):
+    """The address is not one of the public network."""
+
+
+async def dial_public(address: Address) -> Link:
+    """Connect over TCP, but only to addresses of the public network: for addresses that strangers name.
+
+    A name is resolved first and judged by what it resolves to; else a record could lead into the networks that only we
+    can reach. Raises NotPublic, OSError.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except UnicodeError as e:
+        raise OSError(f"{address.host} is not a host name") from e
+    hosts = list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))[:MAX_RESOLVED]
+    if not hosts or not all(is_public(host) for host in hosts):
+        raise NotPublic(f"{address.host} is not an address of the public network")
+    failure: OSError | None = None
+    for host in hosts:
+        try:
+            return await dial_tcp(Address(host, address.port))
+        except OSError as e:
+            failure = e
+    raise failure or NotPublic("no address")
+
+
+def is_public(host: str) -> bool:
+    """Whether the numeric `host` is an address that anybody can reach."""
+    try:
+        address = ip_address(plain_host(host))
+    except ValueError:
+        return False
+    return address.is_global and not address.is_multicast
+
+
+def plain_host(host: str) -> str:
+    """A numeric host without its zone, and an IPv4 address that is dressed as IPv6 as itself; names as they are."""
+    try:
+        address = ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return str(address)
 
 
 def origin_of(host: str) -> str:

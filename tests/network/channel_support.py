@@ -118,6 +118,10 @@ class FaultyLink:
         return self._inner.origin
 
     @property
+    def endpoint(self) -> Address | None:
+        return self._inner.endpoint
+
+    @property
     def writable(self) -> bool:
         return self._inner.writable
 
@@ -143,6 +147,7 @@ class PipeLink:
 
     remote = "a pipe"
     origin = "pipes"
+    endpoint = None
     writable = True
 
     def __init__(self) -> None:
