@@ -251,11 +251,13 @@ class Engine:
         dense nearly everywhere.
         """
         if self._reach is None:
-            near = self.table.closest(int.from_bytes(self.own_id, "big"), 2 * self.config.k)
-            if len(near) < 2 * self.config.k:
+            here, k = int.from_bytes(self.own_id, "big"), self.config.k
+            near = self.table.closest(here, 4 * k)
+            if len(near) < 2 * k:
                 self._reach = 2**ID_BITS
             else:
-                own = (near[-1].long_id ^ int.from_bytes(self.own_id, "big")) // 2
+                # The larger of two, since a crowd may have been packed around us too.
+                own = max((near[i - 1].long_id ^ here) * k // i for i in (2 * k, 4 * k) if i <= len(near))
                 self._reach = median_low([own, *self._reaches])
         return self._reach
 

@@ -92,25 +92,27 @@ class Search:
     def _pump(self, now: float) -> None:
         if self.over:
             return
-        while (contact := self.lookup.next()) is not None:
-            op, body = self._body(contact)
-            if self.ctx.ask(contact, op, body, self, now) is None:
-                self._unusable(contact)
-        finished = self.lookup.finished
-        if finished and not self.lookup.reach:
+        self._ask_next(now)
+        if not self.lookup.reach and self.lookup.finished:
             # We knew too few nodes to tell when the search began.
             self.lookup.reach = self.ctx.region()
-            finished = self.lookup.finished
-        if finished and self.lookup.crowded and not self._beside:
+            self._ask_next(now)
+        if self.lookup.crowded and not self._beside and self.lookup.finished:
             self._beside = True
             self.ctx.search_beside(self, now)
-            finished = self.lookup.finished and not self._ended_meanwhile()
+        finished = self.lookup.finished and not self._ended_meanwhile()
         if finished and not self.lookup.waiting:
             if self.lookup.late_ones and not self.lookup.closest():
                 return
             self.over = True
             self.ctx.learned(self.lookup)
             self._ended(now)
+
+    def _ask_next(self, now: float) -> None:
+        while (contact := self.lookup.next()) is not None:
+            op, body = self._body(contact)
+            if self.ctx.ask(contact, op, body, self, now) is None:
+                self._unusable(contact)
 
     def _unusable(self, contact: Contact) -> None:
         self.lookup.failed(contact)
