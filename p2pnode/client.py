@@ -151,7 +151,9 @@ class Client:
 
     async def trade_cancel(self, trade: str, reason: str = "") -> schema.TradeView:
         """Leave a trade that is not funded."""
-        return await self._write("POST", f"/trades/{_id(trade)}/cancel", schema.TradeView, schema.CancelRequest(reason=reason))
+        return await self._write(
+            "POST", f"/trades/{_id(trade)}/cancel", schema.TradeView, schema.CancelRequest(reason=reason)
+        )
 
     # --- wallet, peers, arbiters ----------------------------------------------------------------------------------
 
@@ -233,7 +235,13 @@ class Client:
         return _decode(raw, answer)
 
     async def _send(
-        self, method: str, path: str, body: schema.Request | None, query: dict[str, str], key: str | None, timeout: float
+        self,
+        method: str,
+        path: str,
+        body: schema.Request | None,
+        query: dict[str, str],
+        key: str | None,
+        timeout: float,
     ) -> bytes:
         headers = {"Authorization": self._login.authorization}
         if body is not None:

@@ -22,6 +22,9 @@ MASK: Final = "[redacted]"
 MNEMONIC_RUN: Final = 6
 """Words of the BIP39 list in a row that count as a mnemonic, or a part of one. English rarely has so many."""
 
+MAX_KNOWN: Final = 1_000
+"""Values that are remembered as secret; the oldest is forgotten first."""
+
 SECRET_NAMES: Final = frozenset(
     {
         "account", "address_line", "authorization", "beneficiary", "bic", "cookie", "details", "email", "entropy",
@@ -65,14 +68,16 @@ class Redactor:
     def __init__(self, *, show_addresses: bool = False) -> None:
         """`show_addresses` leaves IP and Bitcoin addresses as they are; secrets go all the same."""
         self.show_addresses = show_addresses
-        self._known: set[str] = set()
+        self._known: dict[str, None] = {}
         self._pattern: re.Pattern[str] | None = None
 
     def protect(self, *values: str) -> None:
         """Mask these values from now on. Values under four characters are left: they would hit everything."""
-        fresh = {v for v in values if len(v) >= 4} - self._known
+        fresh = [v for v in dict.fromkeys(values) if len(v) >= 4 and v not in self._known]
         if fresh:
-            self._known |= fresh
+            self._known |= dict.fromkeys(fresh)
+            for oldest in list(self._known)[: max(0, len(self._known) - MAX_KNOWN)]:
+                del self._known[oldest]
             ordered = sorted(self._known, key=len, reverse=True)
             self._pattern = re.compile("|".join(rf"(?<!\w){re.escape(v)}(?!\w)" for v in ordered))
 

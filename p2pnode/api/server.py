@@ -38,7 +38,7 @@ from p2pnode.api.errors import (
 )
 from p2pnode.api.idempotent import Answer, Once
 from p2pnode.api.routes import PREFIX, ROUTES, Ask, EventQuery, Route, check_id
-from p2pnode.api.schema import Empty, Request
+from p2pnode.api.schema import Empty, OfferDraft, OfferEdit, Request, TakeRequest
 from p2pnode.api.services import Services
 from p2pnode.config import ApiConfig
 from p2pnode.datadir import DataDir
@@ -174,6 +174,7 @@ class ApiServer:
             item = _parse_id(request.match_info.get("id", ""))
             raw = await request.read()
             body = _parse_body(request, raw, route.body)
+            _protect(body)
             ask: Ask[Any, Any] = Ask(self._services, item, query, body, until=self._until, url=self.url)
             if not route.writes:
                 return _respond(route.status, msgspec.json.encode(await route.call(ask)))
@@ -266,6 +267,17 @@ def _parse_body(request: web.Request, raw: bytes, cls: type[Request] | None) -> 
         raise BadRequest(f"body: {_complaint(e)}") from None
     except (msgspec.DecodeError, RecursionError) as e:
         raise BadRequest(f"the request's body is not JSON: {e}") from None
+
+
+def _protect(body: Request) -> None:
+    """Keep the payment details that the user hands in out of the log."""
+    match body:
+        case OfferDraft(methods=methods) | OfferEdit(methods=methods) if methods is not None:
+            log.protect(*(value for method in methods for value in method.details.values()))
+        case TakeRequest(details=details):
+            log.protect(*details.values())
+        case _:
+            pass
 
 
 def _parse_id(text: str) -> str:

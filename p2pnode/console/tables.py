@@ -59,7 +59,7 @@ def render(view: Struct) -> RenderableType:  # noqa: C901, PLR0911, PLR0912  (on
         case s.BalanceView():
             return _balance(view)
         case s.AddressView():
-            return Text(view.address)
+            return Text(clean(view.address))
         case s.UtxoList():
             return _utxos(view)
         case s.HistoryView():
@@ -126,7 +126,7 @@ def trade(view: s.TradeView) -> RenderableType:
     if view.steps:
         steps = _table("when", "what", "phase", title="Steps")
         for step in view.steps:
-            steps.add_row(_when(step.at), _text(step.event), _phase(step.phase))
+            _row(steps, _when(step.at), step.event, _phase(step.phase))
         parts.append(steps)
     return Group(*parts)
 
@@ -164,13 +164,14 @@ def _offers(page: s.OfferPage) -> RenderableType:
         "id", "maker", "BTC", "price", "deposits", "methods", "arbiters", "expires", "", right=("BTC", "price")
     )
     for offer in page.offers:
-        table.add_row(
+        _row(
+            table,
             offer.id[:SHORT],
             f"{offer.side}s",
             _range(offer),
-            _text(_price(offer)),
+            _price(offer),
             f"{format_percent(offer.buyer_deposit_ppm)} / {format_percent(offer.seller_deposit_ppm)}",
-            _text(", ".join(offer.methods)),
+            ", ".join(offer.methods),
             str(len(offer.arbiters)),
             _span(offer.expires - int(time.time())),
             f"yours, {offer.state}" if offer.mine else offer.state if offer.state != "open" else "",
@@ -209,14 +210,15 @@ def _trades(found: s.TradeList) -> RenderableType:
         return Text("There are no trades.")
     table = _table("id", "you", "BTC", "for", "method", "phase", "next", right=("BTC", "for"))
     for view in found.trades:
-        table.add_row(
+        _row(
+            table,
             view.id[:SHORT],
             f"{view.side} ({view.seat})",
             format_sats(view.amount_sats),
             f"{view.volume} {view.currency}",
-            _text(view.method),
+            view.method,
             _phase(view.phase),
-            _text(view.hint),
+            view.hint,
         )
     return table
 
@@ -232,7 +234,7 @@ def _balance(view: s.BalanceView) -> RenderableType:
     )
     for name, sats in rows:
         if sats or name == "spendable":
-            table.add_row(name, format_sats(sats))
+            _row(table, name, format_sats(sats))
     return table
 
 
@@ -242,7 +244,7 @@ def _utxos(found: s.UtxoList) -> RenderableType:
     table = _table("coin", "BTC", "confirmations", "reserved for", right=("BTC", "confirmations"))
     for coin in found.utxos:
         holder = coin.trade[:SHORT] if coin.trade else ""
-        table.add_row(f"{coin.txid}:{coin.vout}", format_sats(coin.value_sats), str(coin.confirmations), holder)
+        _row(table, f"{coin.txid}:{coin.vout}", format_sats(coin.value_sats), str(coin.confirmations), holder)
     return table
 
 
@@ -253,7 +255,7 @@ def _history(view: s.HistoryView) -> RenderableType:
     for entry in view.entries:
         fee = "" if entry.fee_sats is None else format_sats(entry.fee_sats)
         block = "waiting" if entry.height is None else str(entry.height)
-        table.add_row(_when(entry.time), entry.txid, format_sats(entry.net_sats), fee, block)
+        _row(table, _when(entry.time), entry.txid, format_sats(entry.net_sats), fee, block)
     return table
 
 
@@ -265,7 +267,7 @@ def _peers(found: s.PeerList) -> RenderableType:
         way = {True: "channel, ours", False: "channel, theirs", None: "dht"}[peer.outgoing]
         seen = "" if peer.last_seen is None else f"{_span(int(time.time()) - peer.last_seen)} ago"
         rtt = "" if peer.rtt_ms is None else f"{peer.rtt_ms} ms"
-        table.add_row(_text(peer.node or ""), _text(peer.address), way, seen, rtt)
+        _row(table, peer.node or "", peer.address, way, seen, rtt)
     return table
 
 
@@ -276,13 +278,14 @@ def _arbiters(found: s.ArbiterList) -> RenderableType:
         "arbiter", "fee", "up to BTC", "currencies", "methods", "languages", "answers in", right=("up to BTC",)
     )
     for one in found.arbiters:
-        table.add_row(
+        _row(
+            table,
             one.persona + (" (you)" if one.mine else ""),
             _fee(one),
             format_sats(one.max_amount_sats),
-            _text(", ".join(one.currencies) or "any"),
-            _text(", ".join(one.methods) or "any"),
-            _text(", ".join(one.languages)),
+            ", ".join(one.currencies) or "any",
+            ", ".join(one.methods) or "any",
+            ", ".join(one.languages),
             f"{one.response_blocks} blocks",
         )
     return table
@@ -331,6 +334,11 @@ def _table(*columns: str, right: Iterable[str] = (), title: str | None = None) -
     return table
 
 
+def _row(table: Table, *cells: Cell) -> None:
+    """Add a row; plain text becomes harmless on its way."""
+    table.add_row(*(cell if isinstance(cell, Text) else Text(clean(cell or "")) for cell in cells))
+
+
 def _pairs(rows: Sequence[tuple[str, Cell]], *, title: str | None = None) -> Table:
     """Names and values below each other; rows without a value are left out."""
     table = Table(box=None, show_header=False, title=title, title_justify="left", title_style="bold", pad_edge=False)
@@ -338,12 +346,8 @@ def _pairs(rows: Sequence[tuple[str, Cell]], *, title: str | None = None) -> Tab
     table.add_column(overflow="fold")
     for name, value in rows:
         if value not in (None, ""):
-            table.add_row(_text(name), value if isinstance(value, Text) else _text(str(value)))
+            _row(table, name, value)
     return table
-
-
-def _text(text: str) -> Text:
-    return Text(clean(text))
 
 
 def _phase(phase: str) -> Text:
