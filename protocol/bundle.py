@@ -2,8 +2,8 @@
 
 A bundle holds a case file, the other party's copy of the messages where its maker has one, the conversations with
 arbiters, and the contents of attachments. It is not signed as a whole: everything in it is. Whoever verifies it needs
-no node and trusts nobody. `verify_bundle` refuses a bundle that does not hold; of one that holds it tells what happened,
-and who broke the contract or the protocol where the record shows it.
+no node and trusts nobody. `verify_bundle` refuses a bundle that does not hold; of one that holds it tells what
+happened, and who broke the contract or the protocol where the record shows it.
 """
 
 from __future__ import annotations

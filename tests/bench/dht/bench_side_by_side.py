@@ -2,8 +2,8 @@
 
     python -m tests.bench.dht.bench_side_by_side [--runs 1] [--n 100] [--only lo|wan|loss] [--no-competitors]
 
-Needs `pip install libtorrent cryptography anyio`, root (each run has a network namespace of its own) and a C compiler for
-the delayed nets. Prints one row per system and net, then each target with what was measured.
+Needs `pip install libtorrent cryptography anyio`, root (each run has a network namespace of its own) and a C compiler
+for the delayed nets. Prints one row per system and net, then each target with what was measured.
 """
 
 from __future__ import annotations
