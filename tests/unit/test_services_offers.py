@@ -513,6 +513,18 @@ async def test_an_announcement_damaged_on_the_disk_is_noticed(nodes: list[Party]
     assert taker.trades.all() == []
 
 
+async def test_an_offer_damaged_on_the_disk_is_noticed(nodes: list[Party]) -> None:
+    maker, taker, *_ = nodes
+    made = await maker.offers.create(DRAFT)
+    await taker.offers.find(OfferFilter(currency="EUR"))
+    await maker.dht.close()
+    ((raw,),) = taker.database.connection.execute("SELECT raw FROM book").fetchall()
+    taker.database.connection.execute("UPDATE book SET raw = ?", (raw[:-1] + bytes([raw[-1] ^ 1]),))
+    with pytest.raises(P2PError, match="not signed"):
+        await taker.offers.take(made.id, TAKE)
+    assert taker.trades.all() == []
+
+
 async def test_a_maker_who_asks_for_experience_gets_it(nodes: list[Party]) -> None:
     maker, taker, *_ = nodes
     made = await maker.offers.create(replace(DRAFT, min_completed_trades=1))

@@ -10,13 +10,14 @@ import pytest
 
 from dht.node import DhtNode, Seed
 from dht.records import Record
+from dht.search import PutResult
 from dht.topics import arbiters_topic, contact_topic, offers_topic
 from p2pnode.contacts import read_contact
 from p2pnode.ownoffers import OfferState, OwnOffer
 from p2pnode.publisher import CONTACT_SECONDS, Publisher
 from protocol.contact import Address
 from protocol.types import Side
-from protocol.wire import Kind
+from protocol.wire import Envelope
 from tests.twins import TwinChain
 from tests.unit.services_support import DETAILS, NETWORK, T0, Party, TestClock, offer_of, parties
 
@@ -40,6 +41,20 @@ async def until(done: Callable[[], bool], what: str) -> None:
         while not done():  # noqa: ASYNC110  (what is waited for lies in the database)
             await asyncio.sleep(0.005)
     assert done(), what
+
+
+def listen(party: Party, monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, int]]:
+    """(record, nodes that took it) of every put that ends from now on. Only listens: the real put does the work."""
+    results: list[tuple[bytes, int]] = []
+    put = party.dht.put
+
+    async def heard(topic: bytes, record: Envelope) -> PutResult:
+        result = await put(topic, record)
+        results.append((record.raw, result.acks))
+        return result
+
+    monkeypatch.setattr(party.dht, "put", heard)
+    return results
 
 
 def published(party: Party, own: OwnOffer) -> bool:
@@ -111,7 +126,7 @@ async def test_a_node_that_knows_nobody_waits_and_publishes_when_it_is_told(tmp_
             await maker.close()
 
 
-async def test_our_own_store_alone_is_no_publication(tmp_path: Path) -> None:
+async def test_our_own_store_alone_is_no_publication(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The only known peer is dead: a put then ends with nobody but ourselves holding the record."""
     clock, chain = TestClock(), TwinChain()
     maker, dead = (Party(name, tmp_path, clock, chain) for name in ("maker", "dead"))
@@ -120,13 +135,13 @@ async def test_our_own_store_alone_is_no_publication(tmp_path: Path) -> None:
     await maker.dht.bootstrap([Seed(*dead.dht.local)])
     assert len(maker.dht.peers()) == 1
     await dead.dht.close()
+    results = listen(maker, monkeypatch)
+    own = await maker.own.create(offer_of(maker.persona), DETAILS)
     maker.publisher.start()
     try:
-        own = await maker.own.create(offer_of(maker.persona), DETAILS)
-        async with asyncio.timeout(8):
-            while maker.dht.peers():  # noqa: ASYNC110  (until the DHT has given the dead one up)
-                await asyncio.sleep(0.01)
-        assert maker.dht.storage.records >= 1
+        await until(lambda: own.envelope.raw in [raw for raw, _ in results], "the put has ended")
+        await asyncio.sleep(0)
+        assert {acks for _, acks in results} == {1}
         assert not published(maker, own)
     finally:
         await maker.close()
@@ -135,26 +150,19 @@ async def test_our_own_store_alone_is_no_publication(tmp_path: Path) -> None:
 
 async def test_tombstones_go_out_before_new_offers(nodes: list[Party], monkeypatch: pytest.MonkeyPatch) -> None:
     maker, _, _ = nodes
-    own = await maker.own.create(offer_of(maker.persona), DETAILS)
-    await until(lambda: published(maker, own), "published")
-    order: list[int] = []
-    put = maker.dht.put
-
-    async def watched(topic: bytes, record: object, **rest: object) -> object:
-        order.append(record.kind)  # type: ignore[attr-defined]
-        return await put(topic, record, **rest)  # type: ignore[arg-type]
-
-    # Only listens: the real put does the work.
-    monkeypatch.setattr(maker.dht, "put", watched)
-    news = [await maker.own.create(offer_of(maker.persona, offer_id=bytes([n]) * 32), DETAILS) for n in range(3)]
-    await until(lambda: all(published(maker, o) for o in news), "published")
-    order.clear()
-    with maker.database.transaction():
-        maker.database.connection.execute("UPDATE own_offers SET published = -1")
+    own = await maker.own.create(offer_of(maker.persona, offer_id=b"\x80" * 32), DETAILS)
+    news = [
+        await maker.own.create(offer_of(maker.persona, offer_id=bytes([n]) * 32), DETAILS) for n in (1, 2, 254, 255)
+    ]
+    await until(lambda: all(published(maker, o) for o in (own, *news)), "published")
+    results = listen(maker, monkeypatch)
+    with maker.database.transaction() as connection:
+        connection.execute("UPDATE own_offers SET published = -1")
         maker.own.mark_taken(own.offer_id, b"t" * 32, T0)
     await until(lambda: all(published(maker, o) for o in (*news, own)), "published")
-    assert order[0] == Kind.OFFER_REVOCATION
-    assert order.count(Kind.OFFER) == 3
+    tombstone = maker.own.record(maker.own.find(own.offer_id.hex())[0])
+    assert results[0][0] == tombstone.raw
+    assert len(results) == 5
 
 
 async def test_a_contact_record_is_there_and_follows_the_address(nodes: list[Party]) -> None:
