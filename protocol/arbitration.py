@@ -112,9 +112,10 @@ def _answered(state: CaseState, event: ce.CaseOpened) -> CaseStep:
         raise IllegalTransition("this party has told its side already")
     if event.contract_id != state.contract_id:
         raise IllegalTransition("the case is about another contract")
-    told = replace(facts, claim=event.claim, head=event.message_id)
-    topics = (ev.NotifyUser("case-answered"),) if isinstance(state.phase, _OPEN) else ()
-    return state.with_party(event.side, told), topics
+    told = state.with_party(event.side, replace(facts, claim=event.claim, head=event.message_id))
+    if isinstance(state.phase, ce.Dismissed):
+        return told, (ce.SendToParty(event.side, CaseDeclined(state.ending)),)
+    return told, (ev.NotifyUser("case-answered"),) if isinstance(state.phase, _OPEN) else ()
 
 
 @_on(_ALL, ce.EvidenceReceived, to=())

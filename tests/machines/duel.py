@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
+from protocol import dispute_events as dv
 from protocol import trade_events as ev
 from protocol import trade_state as st
 from protocol.contract import (
@@ -21,10 +22,29 @@ from protocol.contract import (
     contract_id,
     trade_id,
 )
-from protocol.messages import Accept, Decline, Funding, OpenedDetails, Paid, PaymentDetails, Released, Seal, Take
+from protocol.messages import (
+    Accept,
+    Agreed,
+    AttachmentOffer,
+    ChatLine,
+    Decline,
+    Disputed,
+    Extension,
+    ExtensionRequest,
+    Funding,
+    OpenedDetails,
+    Paid,
+    PaymentDetails,
+    Proposal,
+    Released,
+    Seal,
+    Take,
+)
 from protocol.offer import ArbiterRef, FixedPrice, Offer, OfferRef, Requirements
+from protocol.outcome import Outcome, SettlementOutcome
 from protocol.trade import step
 from protocol.types import EscrowType, Network, Side
+from protocol.wire import digest
 
 NETWORK = Network.REGTEST
 SALT = b"\x07" * 32
@@ -89,6 +109,11 @@ def facts_of(contract: Contract) -> st.EscrowFacts:
     return st.EscrowFacts(cid, cid[::-1], 0, 600_000, b"\x00\x20" + cid, 500, tagged("payout"), 400)
 
 
+def txid_of(outcome: Outcome) -> bytes:
+    """A stand-in for the payout that `escrow/` derives: one outcome, one txid."""
+    return digest(b"test/payout", repr(outcome).encode())
+
+
 @dataclass
 class Seat:
     """One machine, what it asked for, and what it still has to deliver."""
@@ -115,6 +140,7 @@ class Duel:
         self.offer = offer_of(maker_side, buyer_deposit=buyer_deposit)
         self.maker, self.taker = Seat(), Seat()
         self.both = (self.maker, self.taker)
+        self.broadcast: list[bytes] = []
         both_fund = buyer_deposit > 0
         self.maker_party = party_of("maker", funds=both_fund or maker_side is Side.SELL)
         self.taker_party = party_of("taker", funds=both_fund or maker_side is Side.BUY)
@@ -175,12 +201,31 @@ class Duel:
                 seat.feed(ev.PayoutSigned(name.encode() * 3))
             case ev.BroadcastPayout():
                 seat.feed(ev.PayoutBroadcast(self.facts.payout_txid))
+            case dv.SignOutcome(outcome):
+                seat.feed(dv.OutcomeSigned(outcome, txid_of(outcome), name.encode() * 3))
+            case dv.BroadcastOutcome(txid):
+                self.broadcast.append(txid)
+                seat.feed(dv.OutcomeBroadcast(txid))
             case _:
                 pass
 
-    def received(self, payload: object) -> ev.TradeEvent:
+    def received(self, payload: object) -> ev.TradeEvent:  # noqa: PLR0911, PLR0912
         """What intake makes of a payload."""
         match payload:
+            case Proposal(buyer_due, rate, _):
+                return dv.ProposalReceived(payload, txid_of(SettlementOutcome(buyer_due, rate)))
+            case Agreed():
+                return dv.AgreedReceived(payload)
+            case Extension():
+                return dv.ExtensionReceived(payload)
+            case ExtensionRequest():
+                return dv.ExtensionRequested(payload)
+            case ChatLine():
+                return dv.ChatReceived(payload)
+            case AttachmentOffer():
+                return dv.AttachmentReceived(payload)
+            case Disputed():
+                return dv.DisputedReceived(payload)
             case Take():
                 return ev.TakeReceived(NETWORK, self.id, self.offer, payload)
             case Accept():
