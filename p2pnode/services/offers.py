@@ -28,7 +28,6 @@ from p2pnode.services import drafts
 from p2pnode.services.choosing import (
     Chosen,
     Need,
-    NoArbiter,
     TakeWishes,
     choose_for_take,
     escrow_types,
@@ -58,6 +57,7 @@ PLACING_SECONDS: Final = 5.0
 TAKE_REFRESH_SECONDS: Final = 1.0
 """How long a take waits to hear whether the offer has changed."""
 FRESH_ARBITERS_SECONDS: Final = 1.0
+"""Age at which the directory is looked up again before an offer or a take binds itself to arbiters."""
 
 _OWN_CURSOR: Final = re.compile(r"([0-9]{1,13})\.([0-9a-f]{64})")
 
@@ -174,7 +174,7 @@ class OfferService:
         amount = changes.amount_max_sats or present.amount_max
         need = Need(present.currency, methods, amount, self._persona)
         if changes.arbiters is None:
-            await self._directory.refresh()
+            await self._directory.refresh(fresh_seconds=FRESH_ARBITERS_SECONDS)
             arbiters = kept_arbiters(self._directory, present.arbiters, need)
         else:
             arbiters = await self._arbiters([parse_persona(text) for text in changes.arbiters], need)
@@ -320,15 +320,9 @@ class OfferService:
     # --- inside -------------------------------------------------------------------------------------------------
 
     async def _arbiters(self, personas: Sequence[bytes], need: Need) -> tuple[ArbiterRef, ...]:
-        """Those that the user names, or the best known. What can't be found is looked up once. Raises NoArbiter."""
-        await self._directory.refresh()
-        try:
-            return self._pick(personas, need)
-        except NoArbiter:
-            await self._directory.refresh(fresh_seconds=FRESH_ARBITERS_SECONDS)
-            return self._pick(personas, need)
-
-    def _pick(self, personas: Sequence[bytes], need: Need) -> tuple[ArbiterRef, ...]:
+        """Those that the user names, or the best known. Raises NoArbiter."""
+        # An offer stands for days: one that was announced a moment ago may make it an escrow with a backup.
+        await self._directory.refresh(fresh_seconds=FRESH_ARBITERS_SECONDS)
         if personas:
             return named_arbiters(self._directory, personas, need)
         return known_arbiters(self._directory, need)
