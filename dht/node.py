@@ -14,9 +14,10 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol, TypeVar
 
+from dht import messages
 from dht.contact import (
     PUZZLE_BITS,
     Address,
@@ -300,6 +301,19 @@ class DhtNode:
             self.engine.watching.remove(watch)
 
         return end
+
+    @property
+    def serves(self) -> bool:
+        """Whether this node answers others and may be in their tables."""
+        return not self.engine.config.client
+
+    def serve(self, serves: bool) -> None:  # noqa: FBT001  (a switch)
+        """Answer others from now on, or be a client: no node that can't be reached belongs into a routing table.
+
+        A new client is forgotten by the others once it stays silent; a new server becomes known by what it asks.
+        """
+        self.engine.config = replace(self.engine.config, client=not serves)
+        self.engine.rpc.flags = 0 if serves else messages.CLIENT
 
     async def find_nodes(self, target: bytes) -> list[Contact]:
         """The live nodes closest to a 20-byte id, closest first."""

@@ -17,6 +17,7 @@ from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Final, Self
 
+from dht.contact import Scope, scope_of
 from dht.disk import open_storage
 from dht.engine import EngineConfig
 from dht.errors import PortInUse
@@ -31,7 +32,18 @@ from p2pnode.api.services import Services
 from p2pnode.arbiters import ArbiterDirectory
 from p2pnode.backends import make_backend, make_wallet
 from p2pnode.chainwatch import ChainWatch
-from p2pnode.channels import CannotListen, Channels, Limits, Service
+from p2pnode.channels import (
+    AnyService,
+    CannotListen,
+    Channels,
+    Dialer,
+    Limits,
+    Pipe,
+    PipeService,
+    Service,
+    dial_public,
+    dial_tcp,
+)
 from p2pnode.clock import Clock, SystemClock
 from p2pnode.config import Config
 from p2pnode.contacts import Contacts
@@ -52,6 +64,10 @@ from p2pnode.policy import TradePolicy
 from p2pnode.ports import AddressUnavailable, unavailable
 from p2pnode.post import ChannelPost
 from p2pnode.publisher import OwnContact, Publisher
+from p2pnode.reach.probe import Helper
+from p2pnode.reach.reachability import Reachability, Told
+from p2pnode.reach.relay import Relay, RelayLimits
+from p2pnode.reach.service import RelayDoor
 from p2pnode.reconcile import Reconciler
 from p2pnode.records import record_kinds
 from p2pnode.services.arbiters import ArbiterService
@@ -69,6 +85,7 @@ from protocol import trade_events as ev
 from protocol.contact import Address
 from protocol.contract import Contract
 from protocol.errors import P2PError
+from protocol.relay import RELAY_SERVICE
 from protocol.types import Network
 from protocol.wire import MAX_ENVELOPE, Envelope
 
@@ -145,13 +162,16 @@ class App:
             self._parts.push_async_callback(wallet.close)
             await wallet.start()
 
-        services = {}
+        # Bound late: what answers is made of parts that need the channels themselves.
+        services: dict[int, AnyService] = {RELAY_SERVICE: PipeService(self._relayed)}
         if backend is not None:
-            # Bound late: what answers is made of parts that need the channels themselves.
             services[DELIVER_SERVICE] = Service(self._deliver, request_bytes=MAX_ENVELOPE, reply_bytes=0)
-        channels = Channels(self.keyring.node, network, services, limits=_channel_limits(config), clock=clock)
+        channels = Channels(
+            self.keyring.node, network, services, limits=_channel_limits(config), clock=clock, dial=_dialer(config)
+        )
         self._parts.push_async_callback(channels.close)
         host, port, dht = await self._listen(channels)
+        reach = self._reachability(channels, dht, Address(host, port))
 
         contacts = Contacts(database, network, partial(_lookup_contact, dht, network))
         own_contact = OwnContact(
@@ -160,7 +180,8 @@ class App:
             network,
             clock,
             self.keyring.node.public,
-            partial(_published_addresses, config, host, port),
+            reach.addresses,
+            reach.relays,
         )
         self.own = OwnOffers(database, self.book, self.notices, self.keyring, network, clock)
         personas = (self.keyring.persona.public,)
@@ -217,7 +238,9 @@ class App:
             reconciler.start()
 
         publisher.start()
-        self._spawn_bootstrap(dht, publisher)
+        reach.subscribe(publisher.kick)
+        reach.start()
+        self._spawn_bootstrap(dht, publisher, reach)
         persona = self.keyring.persona.public
         facts = NodeFacts(
             network=network,
@@ -295,6 +318,19 @@ class App:
         )
         return watch, engine, executor, delivery, reconciler, taking
 
+    def _reachability(self, channels: Channels, dht: DhtNode, listening: Address) -> Reachability:
+        config, network = self.config, self.config.network
+        relay = Relay(channels, _relay_limits(config))
+        self._parts.callback(relay.close)
+        reach = Reachability(dht, channels, relay, listening, _told(config))
+        self._parts.push_async_callback(reach.close)
+        helper = Helper(network, self.clock, _dialer(config))
+        self._door = RelayDoor(relay, helper, reach.registrar)
+        return reach
+
+    async def _relayed(self, pipe: Pipe) -> None:
+        await self._door.serve(pipe)
+
     async def _deliver(self, peer: bytes, raw: bytes) -> bytes:
         return await self._intake.deliver(peer, raw)
 
@@ -322,12 +358,11 @@ class App:
     def _dht(self) -> DhtNode:
         config = self.config
         rng = random.SystemRandom()
-        local = config.node.local_addresses or config.network is Network.REGTEST
         return DhtNode(
             DhtConfig(
                 config.node.host,
                 config.node.port,
-                engine=EngineConfig(client=config.node.dht_client, local_addresses=local),
+                engine=EngineConfig(client=config.node.dht_client, local_addresses=_local(config)),
             ),
             self.keyring.node,
             config.network,
@@ -350,7 +385,7 @@ class App:
 
         self._parts.push_async_callback(end)
 
-    def _spawn_bootstrap(self, dht: DhtNode, publisher: Publisher) -> None:
+    def _spawn_bootstrap(self, dht: DhtNode, publisher: Publisher, reach: Reachability) -> None:
         seeds = [Seed.parse(text) for text in self.config.node.seeds]
 
         async def enter() -> None:
@@ -360,6 +395,7 @@ class App:
                     if known:
                         log.info("entered the network: %d nodes known", known)
                         publisher.kick()
+                        reach.kick()
                     elif seeds:
                         log.warning("no seed answers; trying again in %d s", BOOTSTRAP_PAUSE)
                 await asyncio.sleep(BOOTSTRAP_PAUSE)
@@ -412,14 +448,51 @@ async def _lookup_contact(dht: DhtNode, network: Network, persona: bytes) -> lis
     return await dht.get(contact_topic(network, persona), paths=3)
 
 
-def _published_addresses(config: Config, host: str, port: int) -> tuple[Address, ...]:
-    """Where others may try to reach us: what the user configured, else the address that we listen on."""
-    if config.node.external:
-        pairs = (text.rpartition(":") for text in config.node.external)
-        return tuple(Address(h.strip("[]"), int(p)) for h, _, p in pairs)
-    if host in ("0.0.0.0", "::"):  # noqa: S104  (recognised, not bound)
-        return (Address("127.0.0.1", port),) if config.network is Network.REGTEST else ()
-    return (Address(host, port),)
+def _local(config: Config) -> bool:
+    """Whether private and loopback addresses are worth talking to."""
+    return config.node.local_addresses or config.network is Network.REGTEST
+
+
+def _dialer(config: Config) -> Dialer:
+    return dial_tcp if _local(config) else dial_public
+
+
+def _relay_limits(config: Config) -> RelayLimits:
+    limits = config.limits
+    rate = limits.relay_kilobytes_per_second * 1_000
+    if config.network is Network.REGTEST:
+        # All nodes of a test network may share one address.
+        return RelayLimits(
+            registrations=limits.relay_clients,
+            registrations_per_origin=limits.relay_clients,
+            circuits=limits.relay_circuits,
+            circuits_per_origin=limits.relay_circuits,
+            bytes_per_second=rate,
+            bytes_per_second_per_origin=rate,
+        )
+    return RelayLimits(
+        registrations=limits.relay_clients,
+        circuits=limits.relay_circuits,
+        bytes_per_second=rate,
+        bytes_per_second_per_origin=rate // 2,
+    )
+
+
+def _told(config: Config) -> Told:
+    """What the user said of this node's place in the network."""
+    node = config.node
+    pairs = (text.rpartition(":") for text in node.external)
+    setting = node.reachable
+    if setting == "auto" and (config.has("bootstrap") or scope_of(node.host) is Scope.LOOPBACK):
+        # Whom others enter by says that they can; and on loopback there is nothing to find out.
+        setting = "yes"
+    return Told(
+        setting=setting,
+        external=tuple(Address(host.strip("[]"), int(port)) for host, _, port in pairs),
+        relaying=node.relay,
+        client=node.dht_client,
+        local=_local(config),
+    )
 
 
 def _describe_escrow(contract: Contract, network: Network) -> tuple[bytes, str]:

@@ -68,6 +68,12 @@ class NodeConfig:
     """`host:port` under which others reach it, to be published. Empty: what peers report, or the listening address."""
     seeds: tuple[str, ...] = ()
     """Nodes to enter the network by: `node1...@host:port`, or `host:port` when the key is not known."""
+    reachable: Literal["auto", "yes", "no"] = "auto"
+    """Whether others can dial this node. `auto`: peers are asked to dial back. Who is not reached uses relays."""
+    relay: bool = True
+    """While reachable, carry ciphertext between nodes that can't reach each other, within `limits`."""
+    port_mapping: Literal["auto", "yes", "no"] = "auto"
+    """Ask the router for a port (UPnP, NAT-PMP). `auto`: unless `host` is a loopback address, and not on regtest."""
     dht_client: bool = False
     """Ask the DHT but do not serve it: for a node behind a firewall that no one can reach."""
     local_addresses: bool = False
@@ -162,6 +168,12 @@ class LimitConfig:
     """Open channels with peers."""
     sessions_per_address: Count = 8
     """Of these, from one IP address (not counted on regtest)."""
+    relay_clients: Count = 256
+    """Nodes that may be registered with this one as their relay."""
+    relay_circuits: Count = 64
+    """Circuits through this node at a time."""
+    relay_kilobytes_per_second: Annotated[int, Meta(ge=64, le=1_000_000)] = 1_000
+    """What all circuits together may carry, both ways added."""
     book_offers: Count = 20_000
     """Offers kept in the local book."""
 

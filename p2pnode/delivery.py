@@ -18,7 +18,7 @@ from msgspec import Struct
 from p2pnode.clock import Clock
 from p2pnode.contacts import Contacts
 from p2pnode.tradestore import OutgoingMessage, TradeStore
-from protocol.contact import Address, NodeContact
+from protocol.contact import Address, ContactRecord, NodeContact
 from protocol.errors import P2PError
 
 DELIVER_SERVICE: Final = 1
@@ -48,7 +48,7 @@ class Refused(P2PError):
 class Post(Protocol):
     """A way to hand bytes to a node. `channels` is wrapped to fit; tests use it as well."""
 
-    async def deliver(self, contact: NodeContact, payload: bytes, seconds: float) -> None:
+    async def deliver(self, contact: ContactRecord, payload: bytes, seconds: float) -> None:
         """Return on the ack. Raises Undelivered (try again) or Refused (do not)."""
         ...
 
@@ -127,7 +127,7 @@ class Delivery:
         if contact is None:
             raise Undelivered("no contact record of the peer was found yet")
         try:
-            await self._post.deliver(contact.contact, message.raw, ATTEMPT_SECONDS)
+            await self._post.deliver(contact, message.raw, ATTEMPT_SECONDS)
         except Refused as e:
             with self._trades.database.transaction():
                 self._on_refusal(Refusal(message, e.peer_code, e.detail))

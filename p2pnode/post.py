@@ -7,7 +7,7 @@ from functools import cache
 from p2pnode.channels import Channels, PeerRefused, PeerUnable, TimedOut, Unreachable
 from p2pnode.delivery import DELIVER_SERVICE, Refused, Undelivered
 from p2pnode.intake import OutOfOrder
-from protocol.contact import NodeContact
+from protocol.contact import ContactRecord
 from protocol.errors import P2PError
 
 
@@ -17,11 +17,17 @@ class ChannelPost:
     def __init__(self, channels: Channels) -> None:
         self._channels = channels
 
-    async def deliver(self, contact: NodeContact, payload: bytes, seconds: float) -> None:
+    async def deliver(self, contact: ContactRecord, payload: bytes, seconds: float) -> None:
         """Return on the ack. Raises Undelivered, Refused."""
         try:
             await self._channels.request(
-                contact.node, contact.addresses, DELIVER_SERVICE, payload, timeout=seconds, reply_limit=16
+                contact.contact.node,
+                contact.contact.addresses,
+                DELIVER_SERVICE,
+                payload,
+                timeout=seconds,
+                reply_limit=16,
+                relays=contact.relays,
             )
         except PeerRefused as e:
             if e.peer_code == OutOfOrder.code:

@@ -45,6 +45,7 @@ LONGEST_PAUSE: Final = 30.0
 AT_ONCE: Final = 8
 """Puts that run at a time."""
 MAX_ADDRESSES: Final = 8
+MAX_RELAYS: Final = 4
 MAX_HINTS: Final = 2
 """Addresses in an offer's contact hint, which shares the datagram with the offer."""
 
@@ -62,14 +63,19 @@ class OwnContact:
         clock: Clock,
         node: bytes,
         addresses: Callable[[], Sequence[Address]],
+        relays: Callable[[], Sequence[NodeContact]] = tuple,
     ) -> None:
-        """`key` is the persona's, `node` the node key's public half; `addresses` where its channels listen now."""
+        """`key` is the persona's, `node` the node key's public half; `addresses` where others can dial it now.
+
+        `relays` are those that bring others to it.
+        """
         self._database = database
         self._key = key
         self._network = network
         self._clock = clock
         self._node = node
         self._addresses = addresses
+        self._relays = relays
         self._made: tuple[Envelope, ContactRecord] | None = None
 
     @property
@@ -81,15 +87,17 @@ class OwnContact:
         """The signed record: the last one, or another when the addresses changed or half of its life is over."""
         now = self._clock.now()
         contact = NodeContact(self._node, tuple(self._addresses())[:MAX_ADDRESSES])
+        relays = tuple(self._relays())[:MAX_RELAYS]
         if self._made is not None:
             envelope, record = self._made
-            if record.contact == contact and record.created <= now < record.created + CONTACT_SECONDS // 2:
+            known = record.contact == contact and record.relays == relays
+            if known and record.created <= now < record.created + CONTACT_SECONDS // 2:
                 return envelope
         record = ContactRecord(
             persona=self._key.public,
             sequence=next_number(self._database, f"contact:{self._key.public.hex()}", now),
             contact=contact,
-            relays=(),
+            relays=relays,
             created=now,
             expires=now + CONTACT_SECONDS,
         )
@@ -98,6 +106,11 @@ class OwnContact:
         envelope = self._key.seal(Kind.CONTACT, self._network, body)
         self._made = envelope, record
         return envelope
+
+    @property
+    def leads_somewhere(self) -> bool:
+        """Whether anybody could reach us by the record."""
+        return bool(self._addresses() or self._relays())
 
     def hint(self) -> tuple[NodeContact, ...]:
         """The contact that an offer carries; empty when nobody could reach us by it."""
@@ -252,7 +265,7 @@ class Publisher:
             for own in self._own.living(now):
                 if not own.unsigned:
                     yield self._offer_item(self._own, own)
-        if self._contact is not None and self._contact.hint():
+        if self._contact is not None and self._contact.leads_somewhere:
             persona = self._contact.persona
             envelope = self._contact.envelope()
             yield self._item(b"contact", contact_topic(self._network, persona), envelope, persona)

@@ -121,6 +121,6 @@ class Reconciler:
         sync = Sync(state.trade_id, heads.sent, heads.sent_head, heads.received, heads.received_head)
         envelope = self._keys.persona_key(own_persona(state)).seal(Kind.SYNC, self._network, pack(sync))
         try:
-            await self._post.deliver(contact.contact, envelope.raw, ATTEMPT_SECONDS)
+            await self._post.deliver(contact, envelope.raw, ATTEMPT_SECONDS)
         except (Undelivered, Refused) as e:
             log.info("a peer was not asked how far it is: %s", e.detail)

@@ -34,7 +34,7 @@ from escrow.transactions import build, p2wpkh_code, parse, sighash_v0, txid_of, 
 from escrow.verify import consensus_holds
 from escrow.wallet.base import InsufficientFunds, Reservation, SelectedInput, Selection, Sent
 from p2pnode.delivery import Refused, Undelivered
-from protocol.contact import NodeContact
+from protocol.contact import ContactRecord
 from protocol.errors import P2PError
 from protocol.types import Network
 
@@ -335,10 +335,10 @@ class BoundPost:
         self._post = post
         self._sender = sender
 
-    async def deliver(self, contact: NodeContact, payload: bytes, seconds: float) -> None:
+    async def deliver(self, contact: ContactRecord, payload: bytes, seconds: float) -> None:
         del seconds
         await asyncio.sleep(0)
-        receive = self._post.nodes.get(contact.node)
+        receive = self._post.nodes.get(contact.contact.node)
         if receive is None:
             raise Undelivered
         try:
