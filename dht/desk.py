@@ -19,7 +19,6 @@ from dht.storage import Outcome
 if TYPE_CHECKING:
     from dht.engine import Engine
 
-CONTACTS_WITH_RECORDS: Final = 3
 MAX_UPLOADS: Final = 64
 """Records of more than one datagram that are being received at once: half a megabyte at most."""
 
@@ -108,8 +107,8 @@ class Desk:
             return bytes((Status.UNCHANGED,)) + head + self.contacts(topic, want, peer, room - 14)
         records, large, more = self._engine.storage.page(topic, after, room - 15, self._engine.unix(now), INLINE_STORE)
         head = messages.value_body(total, digest, more=more, records=records, large=large)
-        # Who holds the topic is near it, and so are those it knows: a few are enough to go on from.
-        return b"\0" + head + self.contacts(topic, min(want, CONTACTS_WITH_RECORDS), peer, room - 1 - len(head))
+        beside = messages.want_beside_records(request.data)
+        return b"\0" + head + self.contacts(topic, beside, peer, room - 1 - len(head))
 
     def _part(self, topic: bytes, request: Request, peer: Peer, address: Address, room: int, now: float) -> bytes:
         """Collect a record that is larger than a datagram. Parts come in order; one upload per peer."""

@@ -170,7 +170,10 @@ class Engine:
         count = max(2 * self.config.k, paths * self.config.k)
         skip = self.is_late if self.rpc.late else None
         known = self.table.closest(number, count, skip, named=True)
-        anchors = self.table.closest(number, max(ANCHORS * paths, alpha), skip)
+        wanted = max(ANCHORS * paths, alpha)
+        anchors = [c for c in known if self.table.holds(c)][:wanted]
+        if len(anchors) < wanted:
+            anchors = self.table.closest(number, wanted, skip)
         return Lookup(
             number,
             [*known, *seeds],

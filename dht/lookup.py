@@ -36,6 +36,7 @@ from dht.contact import Contact
 MAX_REGION: Final = 64
 MAX_CANDIDATES: Final = 160
 GROUP_LIMIT: Final = 3
+RICH: Final = 6
 
 
 class Stage(IntEnum):
@@ -225,6 +226,11 @@ class Lookup:
             and all(c.stage == Stage.ANSWERED for c in self._window())
             and not any(c.stage <= Stage.ASKED for c in self._anchors)
         )
+
+    @property
+    def rich(self) -> bool:
+        """Whether enough candidates are known within reach to do without being told of more."""
+        return len(self._order) >= RICH and self._order[RICH - 1].distance <= self.reach
 
     @property
     def waiting(self) -> bool:

@@ -112,9 +112,9 @@ def find_node_body(target: bytes, want: int) -> bytes:
     return target + bytes((want,))
 
 
-def find_value_body(topic: bytes, want: int, after: bytes, digest: bytes) -> bytes:
-    """Topic (20) ‖ want u8 ‖ after (8) ‖ digest (8)."""
-    return topic + bytes((want,)) + after + digest
+def find_value_body(topic: bytes, want: int, after: bytes, digest: bytes, *, beside: int = 0) -> bytes:
+    """Topic (20) ‖ beside × 16 + want u8 ‖ after (8) ‖ digest (8). `beside`: contacts wanted beside records."""
+    return topic + bytes((beside << 4 | want,)) + after + digest
 
 
 def store_body(topic: bytes, want: int, raw: bytes) -> bytes:
@@ -126,7 +126,12 @@ def target_of(data: bytes) -> tuple[bytes, int]:
     """(target, want) of any request but ping. Raises BadPacket."""
     if len(data) < HEAD + 21:
         raise BadPacket("a request without its target")
-    return data[HEAD : HEAD + 20], min(data[HEAD + 20], MAX_CONTACTS)
+    return data[HEAD : HEAD + 20], data[HEAD + 20] & 15
+
+
+def want_beside_records(data: bytes) -> int:
+    """How many contacts find_value would like beside records."""
+    return data[HEAD + 20] >> 4
 
 
 def cursor_of(data: bytes) -> tuple[bytes, bytes]:

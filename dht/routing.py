@@ -113,6 +113,10 @@ class Table(RoutingTable):  # type: ignore[misc]
         """What is known of the node with this id."""
         return self.buckets[self.get_bucket_for(node)].nodes.get(node.id)
 
+    def holds(self, node: Contact) -> bool:
+        """Whether the node is in the table, not merely named."""
+        return node.id in self.buckets[self.get_bucket_for(node)].nodes
+
     def wants(self, node: Contact) -> bool:
         """Whether the node would enter if it proved to be there: unknown, with room for it and its address group."""
         bucket = self.buckets[self.get_bucket_for(node)]

@@ -24,6 +24,7 @@ MAX_PAGES: Final = 64
 INLINE_STORE: Final = 1_080
 """Bytes of the largest record that a store request or a value reply carries whole; larger ones travel in parts."""
 REPAIR_RECORDS: Final = 4
+BESIDE_RECORDS: Final = 3
 MORE: Final = 1
 """The mark of a question that continues an answer."""
 
@@ -93,15 +94,17 @@ class Search:
         if self.over:
             return
         self._ask_next(now)
-        if not self.lookup.reach and self.lookup.finished:
+        if self.lookup.waiting or not self.lookup.finished:
+            return
+        if not self.lookup.reach and (region := self.ctx.region()):
             # We knew too few nodes to tell when the search began.
-            self.lookup.reach = self.ctx.region()
-            self._ask_next(now)
-        if self.lookup.crowded and not self._beside and self.lookup.finished:
+            self.lookup.reach = region
+            self._pump(now)
+            return
+        if self.lookup.crowded and not self._beside:
             self._beside = True
             self.ctx.search_beside(self, now)
-        finished = self.lookup.finished and not self._ended_meanwhile()
-        if finished and not self.lookup.waiting:
+        if not self._ended_meanwhile() and self.lookup.finished:
             if self.lookup.late_ones and not self.lookup.closest():
                 return
             self.over = True
@@ -224,7 +227,9 @@ class GetValue(Search):
 
     def _body(self, contact: Contact) -> tuple[int, bytes]:
         del contact
-        return Op.FIND_VALUE, messages.find_value_body(self.target, WANT, FIRST, messages.NO_TOKEN)
+        # Holders know each other, so the first found leads to the rest, unless we know enough nodes there already.
+        beside = 0 if self.lookup.rich else BESIDE_RECORDS
+        return Op.FIND_VALUE, messages.find_value_body(self.target, WANT, FIRST, FIRST, beside=beside)
 
     def _read(self, call: Call, reply: Reply, now: float) -> list[Contact]:
         if call.tag == MORE:
