@@ -66,6 +66,22 @@ def init(args: argparse.Namespace) -> int:
     return 0
 
 
+def recover(args: argparse.Namespace) -> int:
+    """`p2pnode recover`."""
+    from pathlib import Path
+
+    from p2pnode.console import recover as recovery
+
+    view = recovery.recover(args)
+    if not _sure(args, recovery.question(view)):
+        print("Nothing was done.", file=sys.stderr)
+        return 1
+    if args.out is not None:
+        recovery.write_out(view, Path(args.out))
+    recovery.show(view, as_json=_json(args))
+    return 0
+
+
 def run(args: argparse.Namespace) -> int:
     """`p2pnode run`."""
     from p2pnode.console import launch, requests
@@ -312,6 +328,7 @@ def _json(args: argparse.Namespace) -> bool:
 
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "init": init,
+    "recover": recover,
     "run": run,
     "info": info,
     "stop": stop,

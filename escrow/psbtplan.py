@@ -198,10 +198,10 @@ def _given(fields: Map) -> dict[bytes, bytes]:
     return keyed(fields, IN_PARTIAL)
 
 
-def payout_of(contract: Contract, network: Network, psbt: Psbt) -> PayoutPlan:
-    """The payout that a PSBT of ours says it is, derived again from the contract; compare it with `read_payout`.
+def payout_of(contract: Contract, network: Network, psbt: Psbt) -> tuple[PayoutPlan, int | None]:
+    """The payout that a PSBT of ours says it is, derived from the contract, and the rate as `derive_payout` takes it.
 
-    Raises BadPsbt when it does not say, and what `derive_payout` raises.
+    `read_payout` then tells whether it is. Raises BadPsbt when it does not say, and what `derive_payout` raises.
     """
     hint = psbt.extra.get(_MEANS)
     if hint is None:
@@ -213,7 +213,7 @@ def payout_of(contract: Contract, network: Network, psbt: Psbt) -> PayoutPlan:
     except msgspec.MsgspecError as e:
         raise BadPsbt("the PSBT is damaged: what it says of its payout can't be read") from e
     rate = meaning.rate if isinstance(meaning.outcome, ReleaseOutcome) else None
-    return derive_payout(contract, network, meaning.outcome, rate=rate)
+    return derive_payout(contract, network, meaning.outcome, rate=rate), rate
 
 
 def _partial(plan: PayoutPlan, signatures: Mapping[Role, bytes]) -> dict[bytes, bytes]:

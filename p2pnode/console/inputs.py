@@ -74,7 +74,7 @@ def currency(text: str) -> str:
 
 def whole(text: str, least: int, most: int, what: str) -> int:
     """A whole number between two others. Raises BadInput."""
-    if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
+    if not re.fullmatch(r"[0-9]{1,10}", text) or not least <= int(text) <= most:
         raise BadInput(f"“{text[:30]}” is not {what}: write a whole number from {least} to {most}")
     return int(text)
 
@@ -82,6 +82,11 @@ def whole(text: str, least: int, most: int, what: str) -> int:
 def blocks(text: str) -> int:
     """A number of blocks. Raises BadInput."""
     return whole(text, 1, 65_535, "a number of blocks")
+
+
+def block_height(text: str) -> int:
+    """The height of a block. Raises BadInput."""
+    return whole(text, 0, 2**31 - 1, "the height of a block")
 
 
 def confirmations(text: str) -> int:

@@ -58,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     _node_verbs(verbs)
     _offer_verbs(verbs)
     _trade_verbs(verbs)
+    _recover_verb(verbs)
     _wallet_verbs(verbs)
     _other_verbs(verbs)
     return top
@@ -287,6 +288,48 @@ def _trade_verbs(top: _Verbs) -> None:
     cancel = verbs.add("cancel", "leave a trade that is not funded")
     _trade_id(cancel)
     cancel.add_argument("--reason", default="", metavar="TEXT", help="a line for the counterparty")
+
+
+def _recover_verb(top: _Verbs) -> None:
+    recover = top.add(
+        "recover",
+        "spend an escrow with the mnemonic and the contract file alone: no node, no network",
+        "  p2pnode recover 81bd02f7.json release --words words.txt\n"
+        "  p2pnode recover 81bd02f7.json refund --fee-rate 12 --out refund.psbt\n"
+        "  p2pnode recover 81bd02f7.json sign --psbt refund.psbt\n"
+        "  p2pnode recover 81bd02f7.json ruling --buyer-share 70% --fee-to bc1q...    as its arbiter\n\n"
+        "Contract files are in the folder's `contracts`. Nothing is broadcast: it prints the transaction, or a PSBT\n"
+        "where the other side has to sign yet.\n",
+    )
+    recover.add_argument("file", metavar="FILE", help="the trade's contract file")
+    recover.add_argument(
+        "path",
+        choices=("release", "refund", "settle", "ruling", "sign"),
+        help="release: as the trade went; refund: everybody's own coins back; settle: another division that both agree "
+        "on; ruling: what an arbiter decided; sign: what a PSBT of the other side says",
+    )
+    recover.add_argument("--words", metavar="FILE", default="-", help="the mnemonic (from standard input)")
+    recover.add_argument(
+        "--mnemonic-passphrase",
+        action="store_true",
+        help="the mnemonic has a passphrase of its own (BIP39): ask for it, or take P2PNODE_MNEMONIC_PASSPHRASE",
+    )
+    recover.add_argument("--psbt", action="append", default=[], metavar="FILE", help="a PSBT that others have signed")
+    recover.add_argument(
+        "--signature", action="append", default=[], metavar="HEX", help="a signature of the other side"
+    )
+    recover.add_argument("--fee-rate", type=_typed("fee_rate"), metavar="SAT/VB", help="within the contract's band")
+    recover.add_argument("--buyer-gets", type=_typed("sats"), metavar="AMOUNT", help="settle: of amount and deposits")
+    recover.add_argument("--buyer-share", type=_typed("share"), metavar="PERCENT", help="ruling: of the amount")
+    recover.add_argument(
+        "--forfeit", type=_typed("share"), default=0, metavar="PERCENT", help="ruling: of the loser's deposit (0%%)"
+    )
+    recover.add_argument("--fee-to", metavar="ADDRESS", help="ruling: where the arbiter's fee is paid to")
+    recover.add_argument("--backup", action="store_true", help="ruling: the backup arbiter's")
+    recover.add_argument("--funded", type=_typed("block_height"), metavar="HEIGHT", help="the block of the funding")
+    recover.add_argument("--tip", type=_typed("block_height"), metavar="HEIGHT", help="the present block")
+    recover.add_argument("--out", metavar="FILE", help="write the transaction or PSBT there as well")
+    _yes(recover)
 
 
 def _wallet_verbs(top: _Verbs) -> None:

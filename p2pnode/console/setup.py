@@ -57,8 +57,8 @@ def init(
         raise keystore.KeystoreExists(
             f"there is a node in {folder.path} already, and it is never overwritten: choose another --datadir"
         )
-    words = keystore.new_mnemonic() if restore is None else _read_words(restore)
-    extra = _extra_passphrase() if with_extra else ""
+    words = keystore.new_mnemonic() if restore is None else read_words(restore)
+    extra = extra_passphrase() if with_extra else ""
     keys = Keys(config.network, words, extra)
     passphrase = _new_passphrase(config, no_passphrase=no_passphrase)
     folder.create()
@@ -130,7 +130,8 @@ def _new_passphrase(config: Config, *, no_passphrase: bool) -> str:
     return passphrase
 
 
-def _read_words(source: str) -> str:
+def read_words(source: str) -> str:
+    """A mnemonic from a file, or for `-` from standard input. Raises NoWords."""
     if source == "-":
         if sys.stdin.isatty():
             print("Type the words of the mnemonic on one line:", file=sys.stderr)  # noqa: T201  (a prompt)
@@ -148,8 +149,9 @@ def _read_words(source: str) -> str:
     return words
 
 
-def _extra_passphrase() -> str:
+def extra_passphrase(*, confirm: bool = True) -> str:
+    """A mnemonic's own passphrase (BIP39), from the environment or a prompt; asked twice to confirm."""
     named = os.environ.get("P2PNODE_MNEMONIC_PASSPHRASE")
     if named is not None:
         return named
-    return keystore.ask_passphrase({}, prompt="The mnemonic's own passphrase (BIP39): ", confirm=True)
+    return keystore.ask_passphrase({}, prompt="The mnemonic's own passphrase (BIP39): ", confirm=confirm)
