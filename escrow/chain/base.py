@@ -278,3 +278,21 @@ class BackendError(ChainError):
     """The Bitcoin node answered with an error that this node does not expect."""
 
     code = 4009
+
+
+class NotRelayed(ChainError):
+    """No peer has shown yet that it took the transaction: it is sent again until one does."""
+
+    code = 4011
+
+
+class BackendsDisagree(ChainError):
+    """The configured backends tell different things of the chain: nothing moves until they agree."""
+
+    code = 4012
+
+
+class ProofFailed(ChainError):
+    """A server told something of the chain that it could not prove: use another."""
+
+    code = 4013

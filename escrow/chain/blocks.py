@@ -7,6 +7,7 @@ user's own node; a block that does not parse raises `BackendError` and never an 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from hashlib import sha256
 
@@ -70,6 +71,18 @@ def match_block(raw: bytes, scripts: AbstractSet[bytes], outpoints: AbstractSet[
         raise BackendError("the Bitcoin node sent a block that is cut short") from e
     if at != len(raw):
         raise BackendError("the Bitcoin node sent a block with bytes left over")
+    return found
+
+
+def touching(txs: Sequence[ParsedTx], scripts: AbstractSet[bytes], outpoints: AbstractSet[bytes]) -> list[ParsedTx]:
+    """Those of `txs`, in their order, that pay one of `scripts` or spend one of `outpoints` or of what was found."""
+    found: list[ParsedTx] = []
+    made: set[bytes] = set()
+    for tx in txs:
+        paid = [i for i, o in enumerate(tx.outputs) if o.script_pubkey in scripts]
+        if paid or any((wire := s.wire) in outpoints or wire in made for s in tx.spends):
+            found.append(tx)
+            made.update(tx.outpoint(i).wire for i in paid)
     return found
 
 

@@ -24,7 +24,7 @@ from typing import Final, Protocol
 import msgspec
 
 from escrow.chain.base import BackendUnreachable, BlockRef, ChainBackend, WatchRequest
-from escrow.chain.blocks import ParsedTx, match_block
+from escrow.chain.blocks import ParsedTx, touching
 from escrow.chain.watchbook import WatchBook
 from escrow.coins import OutPoint
 from protocol.types import Hash32, Txid
@@ -36,6 +36,8 @@ _LEAP: Final = 24
 """Blocks behind from which on filters are asked which of them matter."""
 _MEMPOOL_CHUNK: Final = 500
 _ATTEMPTS: Final = 10
+_LATE: Final = 6
+"""Blocks in which late news is looked for."""
 
 
 class ChainFollower(Protocol):
@@ -87,6 +89,13 @@ class ChainFollower(Protocol):
 class FollowedChain(ChainBackend, Protocol):
     """A backend that also tells whole followers, such as a wallet's ledger."""
 
+    async def broadcast_package(self, txs: Sequence[bytes]) -> list[Txid]:
+        """Hand a child and its unconfirmed parents to the network, parents first: the child may pay for them.
+
+        Idempotent. Raises Rejected, NotRelayed, NotSynced.
+        """
+        ...
+
     async def follow(self, follower: ChainFollower, from_height: int) -> None:
         """Tell `follower` the chain since the last block that it knows, or `from_height`, and all from now on.
 
@@ -124,24 +133,32 @@ class BlockSource(Protocol):
         """Blocks of its best chain by height."""
         ...
 
-    async def block(self, block: Hash32) -> bytes:
-        """A whole serialised block."""
+    async def matching(
+        self, block: BlockRef, scripts: AbstractSet[bytes], outpoints: AbstractSet[bytes]
+    ) -> list[ParsedTx]:
+        """Transactions of a block that pay `scripts` or spend `outpoints`, in the block's order.
+
+        More may be among them. The script of each of `outpoints` is in `scripts`.
+        """
         ...
 
     async def relevant(self, scripts: Collection[bytes], low: int, high: int) -> list[BlockRef]:
         """Blocks from height `low` to `high` that may touch `scripts`, lowest first; all of them if it can't tell."""
         ...
 
-    async def mempool(self) -> list[Txid]:
-        """What waits, parents before children."""
+    async def mempool(self, scripts: AbstractSet[bytes], txids: Collection[Txid]) -> list[Txid]:
+        """What waits, parents before children: all of it, or what it can tell of `scripts` and `txids`.
+
+        A transaction of `txids` that is not in the answer does not wait.
+        """
         ...
 
     async def waiting(self, txids: Sequence[Txid]) -> list[ParsedTx | None]:
         """The transactions that its mempool holds now, None for those that it does not."""
         ...
 
-    async def spenders(self, outpoints: Sequence[OutPoint]) -> list[Txid]:
-        """Transactions in its mempool that spend one of `outpoints`."""
+    async def spenders(self, outpoints: Sequence[OutPoint], scripts: AbstractSet[bytes]) -> list[Txid]:
+        """Transactions in its mempool that spend one of `outpoints`, which have these scripts."""
         ...
 
 
@@ -216,6 +233,23 @@ class Follow:
                     self._settle()
                     break
 
+    async def look_again(self, script: bytes) -> None:
+        """A hint: something about this script changed, in the mempool or in a block that was told already.
+
+        A server may tell of a block before it knows what is in it; what comes late is told late.
+        """
+        if not any(script in f.scripts for f in self._followers):
+            return
+        async with self._told():
+            await self._sync()
+            low = max(1, self.tip.height - _LATE + 1)
+            for block in await self._source.relevant({script}, low, self.tip.height):
+                for follower in self._followers:
+                    if script in follower.scripts:
+                        txs = await self._source.matching(block, {script}, follower.outpoints)
+                        follower.connected(block, touching(txs, follower.scripts, follower.outpoints))
+            await self._read_mempool()
+
     async def attach(self, follower: ChainFollower, from_height: int) -> None:
         """Tell `follower` all since the last block that it knows, or since `from_height`, and all from now on."""
         async with self._told():
@@ -288,10 +322,17 @@ class Follow:
         info = await self._source.header(block_hash)
         if info is None or not info.active:
             return  # reorganised meanwhile; the next look at the tip will tell
-        raw = await self._source.block(block_hash)
+        txs = await self._source.matching(info.block, *self._wanted())
         for follower in self._followers:
-            follower.connected(info.block, match_block(raw, follower.scripts, follower.outpoints))
+            follower.connected(info.block, touching(txs, follower.scripts, follower.outpoints))
         self._extend([info.block])
+
+    def _wanted(self) -> tuple[AbstractSet[bytes], AbstractSet[bytes]]:
+        """The scripts and the outputs of all followers."""
+        return (
+            frozenset().union(*(f.scripts for f in self._followers)),
+            frozenset().union(*(f.outpoints for f in self._followers)),
+        )
 
     async def _leap(self) -> bool:
         """From far behind, go to the tip through the blocks that matter alone. Returns whether it was far."""
@@ -349,8 +390,8 @@ class Follow:
             blocks = await self._source.relevant(follower.scripts, low, high)
             low = high + 1
             for block in blocks:
-                raw = await self._source.block(block.hash)
-                follower.connected(block, match_block(raw, follower.scripts, follower.outpoints))
+                txs = await self._source.matching(block, follower.scripts, follower.outpoints)
+                follower.connected(block, touching(txs, follower.scripts, follower.outpoints))
                 if len(follower.scripts) > asked:
                     # New scripts may be in this block, and in blocks that were passed over.
                     low = block.height
@@ -363,16 +404,17 @@ class Follow:
         low = min(r.from_height for r in past)
         scripts = {r.script_pubkey for r in past}
         for block in await self._source.relevant(scripts, low, self.tip.height):
-            raw = await self._source.block(block.hash)
+            txs = await self._source.matching(block, scripts, self._book.outpoints)
             only = {r.key for r in past if r.from_height <= block.height}
-            self._book.connected(block, match_block(raw, scripts, self._book.outpoints), only)
+            self._book.connected(block, txs, only)
 
     # -- the mempool ------------------------------------------------------------------------------------------
 
     async def _read_mempool(self) -> None:
         for _ in range(_ATTEMPTS):
             await self._advance()
-            waiting = await self._source.mempool()
+            scripts, _ = self._wanted()
+            waiting = await self._source.mempool(scripts, self._awaited())
             # Only if no block came meanwhile does absence from the mempool mean that a transaction is gone.
             if await self._source.best() == self.tip.hash:
                 break
@@ -399,15 +441,22 @@ class Follow:
         outpoints = [r.outpoint for r in requests]
         txids: list[Txid] = (
             # Which output will pay the script is not known, so every transaction must be looked at.
-            await self._source.mempool() if None in outpoints else list({o.txid for o in outpoints if o is not None})
+            await self._source.mempool({r.script_pubkey for r in requests}, self._awaited())
+            if None in outpoints
+            else list({o.txid for o in outpoints if o is not None})
         )
         for at in range(0, len(txids), _MEMPOOL_CHUNK):
             for tx in await self._source.waiting(txids[at : at + _MEMPOOL_CHUNK]):
                 if tx is not None:
                     self._book.in_mempool(tx, only)
-        for tx in await self._source.waiting(await self._source.spenders(self._book.unspent(only))):
+        scripts = {r.script_pubkey for r in requests}
+        for tx in await self._source.waiting(await self._source.spenders(self._book.unspent(only), scripts)):
             if tx is not None:
                 self._book.in_mempool(tx, only)
+
+    def _awaited(self) -> set[Txid]:
+        """Transactions that would be news to someone, whether they wait or not."""
+        return set(self._book.awaited()).union(*(f.unconfirmed() for f in self._followers))
 
     def _put_in_mempool(self, tx: ParsedTx) -> None:
         for follower in self._followers:

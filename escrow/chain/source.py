@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
 from escrow.chain.base import BackendError, BlockRef, BlocksPruned
-from escrow.chain.blocks import ParsedTx, parse_tx
+from escrow.chain.blocks import ParsedTx, match_block, parse_tx
 from escrow.chain.follow import HeaderInfo
 from escrow.chain.rpc import BitcoindRpc, RpcError
 from escrow.coins import OutPoint, txid_bytes, txid_text
@@ -69,6 +70,12 @@ class BitcoindSource:
                 raise BlocksPruned from e
             raise
 
+    async def matching(
+        self, block: BlockRef, scripts: AbstractSet[bytes], outpoints: AbstractSet[bytes]
+    ) -> list[ParsedTx]:
+        """Read the block. Raises BlocksPruned."""
+        return match_block(await self.block(block.hash), scripts, outpoints)
+
     async def relevant(self, scripts: Collection[bytes], low: int, high: int) -> list[BlockRef]:
         """Ask the block filter index; without one every block is relevant."""
         if low > high or not scripts:
@@ -80,7 +87,7 @@ class BitcoindSource:
             raise BackendError("the Bitcoin node ended its scan of block filters early")
         return sorted(await self._headers(answer["relevant_blocks"]), key=lambda b: b.height)
 
-    async def mempool(self) -> list[Txid]:
+    async def mempool(self, scripts: AbstractSet[bytes], txids: Collection[Txid]) -> list[Txid]:  # noqa: ARG002 - all are told
         """What waits; bitcoind lists parents before children."""
         return [txid_bytes(t) for t in await self._rpc.call("getrawmempool")]
 
@@ -94,7 +101,7 @@ class BitcoindSource:
             raws = [entry if isinstance(entry, RpcError) else raw for raw, entry in zip(raws, entries, strict=True)]
         return [_tx_or_none(raw) for raw in raws]
 
-    async def spenders(self, outpoints: Sequence[OutPoint]) -> list[Txid]:
+    async def spenders(self, outpoints: Sequence[OutPoint], scripts: AbstractSet[bytes]) -> list[Txid]:  # noqa: ARG002 - it goes by outpoint
         """Transactions in the mempool that spend one of `outpoints`."""
         found: dict[Txid, None] = {}
         for at in range(0, len(outpoints), _BATCH):

@@ -105,6 +105,14 @@ class WatchBook:
         coins = (item for key in keys for item in self._coins.get(key, {}).items())
         return tuple(outpoint for outpoint, coin in coins if _Part.SPENT not in coin)
 
+    def awaited(self) -> set[Txid]:
+        """Transactions that make an output that a watch names, and that were not seen yet."""
+        return {
+            request.outpoint.txid
+            for key, request in self._watches.items()
+            if request.outpoint is not None and _Part.MADE not in self._coins[key][request.outpoint]
+        }
+
     def unconfirmed(self) -> tuple[Txid, ...]:
         """Transactions that the book has as waiting, or in limbo: the driver tells what became of them."""
         return tuple(self._unconfirmed)

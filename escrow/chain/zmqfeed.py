@@ -9,47 +9,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import Final
 
-import msgspec
 import zmq
 import zmq.asyncio
 
-from protocol.types import Hash32, Txid
+from escrow.chain.view import ArrivedHint, BlockHint, GoneHint, Hint, Lost, TxHint
 
 TOPICS: Final = ("hashblock", "rawtx", "sequence")
 """What is listened to, where bitcoind offers it: `hashblock`, and one of the others at least."""
 
 _QUEUE: Final = 100_000
-
-
-class BlockHint(msgspec.Struct, frozen=True):
-    """The best chain changed."""
-
-    hash: Hash32
-
-
-class TxHint(msgspec.Struct, frozen=True):
-    """A transaction entered the mempool, or a block, or left one by reorganisation."""
-
-    raw: bytes
-
-
-class ArrivedHint(msgspec.Struct, frozen=True):
-    """A transaction entered the mempool; given only where `rawtx` is not subscribed to, which tells more."""
-
-    txid: Txid
-
-
-class GoneHint(msgspec.Struct, frozen=True):
-    """A transaction left the mempool otherwise than into a block."""
-
-    txid: Txid
-
-
-class Lost(msgspec.Struct, frozen=True):
-    """Messages were lost: look for yourself."""
-
-
-Hint = BlockHint | TxHint | ArrivedHint | GoneHint | Lost
 
 
 class ZmqFeed:

@@ -90,11 +90,19 @@ async def own_output(node: RegtestNode, sats: int = 100_000) -> tuple[OutPoint, 
     return await pay(node, script, sats), script
 
 
-async def node_spend(node: RegtestNode, coin: OutPoint, sats: int, *, send: bool = True) -> bytes:
-    """A signed transaction of the node's wallet that spends exactly `coin` to itself."""
+async def node_spend(
+    node: RegtestNode, coin: OutPoint, sats: int, *, send: bool = True, parent: bytes | None = None, version: int = 2
+) -> bytes:
+    """A signed transaction of the node's wallet that spends exactly `coin` to itself; `parent` made it, if unsent."""
     inputs = [{"txid": txid_text(coin.txid), "vout": coin.vout, "sequence": 0xFFFFFFFD}]
     raw = await node.rpc("createrawtransaction", inputs, [{await node.new_address(): f"{sats / 1e8:.8f}"}])
-    signed = (await node.rpc("signrawtransactionwithwallet", raw, wallet="miner"))["hex"]
+    raw = f"{version:02x}{raw[2:]}"
+    spent = []
+    if parent is not None:
+        output = parse_tx(parent).outputs[coin.vout]
+        amount = f"{output.value / 1e8:.8f}"
+        spent = [inputs[0] | {"scriptPubKey": output.script_pubkey.hex(), "amount": amount}]
+    signed = (await node.rpc("signrawtransactionwithwallet", raw, spent, wallet="miner"))["hex"]
     if send:
         await node.rpc("sendrawtransaction", signed)
     return bytes.fromhex(signed)

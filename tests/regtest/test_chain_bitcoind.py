@@ -199,11 +199,11 @@ class TestWatching:
                 async def trusted() -> bool:
                     # A subscriber hears only what is sent after it has joined.
                     await publisher.send_multipart([b"hashblock", bytes(32), bytes(4)])
-                    return backend._zmq_works
+                    return backend.prompt
 
                 async def distrusted() -> bool:
                     await bitcoind.mine(1)
-                    return not backend._zmq_works
+                    return not backend.prompt
 
                 await until(trusted)
                 await until(distrusted)
@@ -432,6 +432,32 @@ class TestBroadcast:
             await backend.broadcast(raw)
             assert (await next_of(stream, SpentBy)).tx == raw
 
+    async def test_a_child_pays_for_a_parent_that_no_mempool_would_take_alone(
+        self, bitcoind: RegtestNode, bitcoind_binary: Path, tmp_path: Path
+    ) -> None:
+        # A parent without any fee is taken in a package if both are of version 3 (BIP431); Knots must be told to.
+        knots = "Knots" in (await bitcoind.rpc("getnetworkinfo"))["subversion"]
+        args = ("-mempooltruc=enforce",) if knots else ()
+        async with (
+            RegtestNode(tmp_path / "n", binary=bitcoind_binary, extra_args=args) as node,
+            backend_on(node) as backend,
+        ):
+            await node.ensure_coins(2)
+            coin, _ = await own_output(node, 100_000)
+            await node.mine(1)
+            parent = await node_spend(node, coin, 100_000, send=False, version=3)
+            with pytest.raises(Rejected, match="fee"):
+                await backend.broadcast(parent)
+            made = OutPoint(parse_tx(parent).txid, 0)
+            poor = await node_spend(node, made, 100_000, send=False, parent=parent, version=3)
+            with pytest.raises(Rejected, match="fee"):
+                await backend.broadcast_package([parent, poor])
+            child = await node_spend(node, made, 90_000, send=False, parent=parent, version=3)
+            for _ in range(2):
+                txids = await backend.broadcast_package([parent, child])
+                assert txids == [made.txid, parse_tx(child).txid]
+                assert {txid_text(t) for t in txids} <= set(await node.rpc("getrawmempool"))
+
     async def test_a_refused_transaction_names_the_nodes_reason(self, bitcoind: RegtestNode) -> None:
         async with backend_on(bitcoind) as backend:
             coin, _ = await own_output(bitcoind)
@@ -552,7 +578,7 @@ class TestTroubles:
             stream = backend.events()
             script = fresh_script(rng)
             await backend.watch(WatchRequest(b"k", script, None, 1))
-            proxy = backend._rpc
+            proxy = backend.view.rpc
             old_cookie = own_bitcoind.cookie_path.read_text()
             await own_bitcoind.stop()
 
