@@ -210,7 +210,7 @@ def payout_of(contract: Contract, network: Network, psbt: Psbt) -> tuple[PayoutP
         )
     try:
         meaning = msgspec.json.decode(hint, type=_Meaning)
-    except msgspec.MsgspecError as e:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
         raise BadPsbt("the PSBT is damaged: what it says of its payout can't be read") from e
     rate = meaning.rate if isinstance(meaning.outcome, ReleaseOutcome) else None
     return derive_payout(contract, network, meaning.outcome, rate=rate), rate

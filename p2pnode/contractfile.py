@@ -201,7 +201,7 @@ def parse(raw: bytes) -> ContractFile:
         raise BadContractFile("that is not a contract file: it is too large")
     try:
         document = msgspec.json.decode(raw, type=_Document)
-    except msgspec.MsgspecError as e:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
         raise BadContractFile(f"that is not a contract file of a known version, or it is damaged: {e}") from e
     try:
         return _checked(document)
