@@ -66,6 +66,9 @@ class Kind(IntEnum):
     CASE_RULING = 58
     RULING = 60
     EQUIVOCATION = 62
+    MAIL_SLIP = 64
+    MAIL_CHUNK = 66
+    MAIL_ANSWER = 68
 
     @property
     def limit(self) -> int:
@@ -102,6 +105,9 @@ _LIMITS: Final[dict[Kind, int]] = {
     Kind.CASE_RULING: 16_384,
     Kind.RULING: 512,
     Kind.EQUIVOCATION: 1_200,
+    Kind.MAIL_SLIP: 512,
+    Kind.MAIL_CHUNK: 1_024,
+    Kind.MAIL_ANSWER: 512,
 }
 
 
