@@ -64,3 +64,13 @@ def arbiters_topic(network: Network) -> bytes:
 def mailbox_topic(network: Network, persona: bytes) -> bytes:
     """Where sealed messages for a persona wait."""
     return topic(b"p2pnode/mailbox", network, persona)
+
+
+def parcel_topic(network: Network, author: bytes, part: int) -> bytes:
+    """Where chunks of a piece of mail lie. `author`: the key that signs them; `part`: which eight of them, from 0."""
+    return topic(b"p2pnode/parcel", network, author, bytes([part]))
+
+
+def receipt_topic(network: Network, persona: bytes, slip: bytes) -> bytes:
+    """Where the sender of a piece of mail finds the answer of `persona` to its slip (the key that signed it)."""
+    return topic(b"p2pnode/receipt", network, persona, slip)
