@@ -289,6 +289,7 @@ class App:
         watch = ChainWatch(backend, engine, clock)
         contributor = Contributor(self.keyring, wallet, clock)
         files = ContractDirectory(config.data_dir / "contracts")
+        engine.subscribe(files.keep)
         executor = Executor(engine, wallet, backend, watch, self.keyring, contributor, self.own, files, clock)
         policy = TradePolicy(
             greatest_fee_rate=config.trade.max_fee_rate_sats_per_kvb,
@@ -304,7 +305,9 @@ class App:
         delivery = Delivery(trades, contacts, post, clock, on_refusal=refused)
         engine.subscribe(lambda state: delivery.kick(state.peer))
         reconciler = Reconciler(engine, delivery, contacts, post, self.keyring, self.notices, network, clock)
-        self._intake = Intake(engine, self.own, contacts, policy, network, clock, on_sync=reconciler.received)
+        self._intake = Intake(
+            engine, self.own, contacts, policy, network, clock, on_sync=reconciler.received, unspent=backend.unspent
+        )
         taking = Taking(
             engine,
             self.keyring,
