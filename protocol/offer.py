@@ -27,7 +27,7 @@ from protocol.types import (
     SignedPpm,
     UnixTime,
 )
-from protocol.wire import Envelope, Kind, unpack
+from protocol.wire import Envelope, Kind, digest, unpack
 from protocol.work import NO_WORK, WorkNonce, work_bits
 
 OFFER_WORK_BITS: Final = 14
@@ -36,6 +36,9 @@ MAX_OFFER_LIFETIME: Final = 30 * 86_400
 """Seconds between an offer's creation and its expiry, at most."""
 MAX_CLOCK_SKEW: Final = 3_600
 """Seconds by which a record's creation may lie in the future."""
+SALT_BYTES: Final = 24
+"""Of an offer id: what the maker chooses. The 8 bytes before them bind the id to the maker."""
+_TAG_BYTES: Final = 8
 
 
 class OfferExpired(PeerRefusal):
@@ -85,7 +88,7 @@ class Requirements(Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
 
 class Offer(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """An offer's body. `offer_id` stays the same over edits; `sequence` grows with each."""
+    """An offer's body. `offer_id` is `make_offer_id`'s and stays over edits; `sequence` grows with each."""
 
     maker: PersonaId
     offer_id: Hash32
@@ -134,6 +137,21 @@ class Revocation(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tru
     expires: UnixTime
 
 
+def make_offer_id(maker: PersonaId, salt: bytes) -> Hash32:
+    """The id of a maker's offer: nobody else can give an offer this id, or guess it (SPEC 4.1).
+
+    Raises ValueError unless `salt` has SALT_BYTES.
+    """
+    if len(salt) != SALT_BYTES:
+        raise ValueError(f"an offer's salt has {SALT_BYTES} bytes")
+    return digest(b"p2pnode/offer-id", maker, salt)[:_TAG_BYTES] + salt
+
+
+def _check_offer_id(maker: PersonaId, offer_id: Hash32) -> None:
+    if offer_id != make_offer_id(maker, offer_id[_TAG_BYTES:]):
+        raise Malformed("an offer's id must be one of its maker's")
+
+
 def read_revocation(envelope: Envelope, network: Network) -> Revocation:
     """The tombstone in a verified envelope. Raises Malformed."""
     if envelope.kind != Kind.OFFER_REVOCATION or envelope.network != network:
@@ -141,6 +159,7 @@ def read_revocation(envelope: Envelope, network: Network) -> Revocation:
     revocation = unpack(envelope.body, Revocation, limit=Kind.OFFER_REVOCATION.limit)
     if revocation.maker != envelope.signer:
         raise Malformed("a revocation must be signed by the maker that it names")
+    _check_offer_id(revocation.maker, revocation.offer_id)
     return revocation
 
 
@@ -162,6 +181,7 @@ def read_offer(envelope: Envelope, network: Network, now: int, *, work: int = OF
 
 def check_offer(offer: Offer, now: int) -> None:
     """The rules that one field alone can't hold. Raises Malformed, OfferExpired."""
+    _check_offer_id(offer.maker, offer.offer_id)
     if offer.amount_min > offer.amount_max:
         raise Malformed("an offer's least amount is over its greatest")
     if not offer.created < offer.expires <= offer.created + MAX_OFFER_LIFETIME:

@@ -38,7 +38,7 @@ from protocol.announcement import ARBITER_WORK_BITS, Announcement, FeeTerms
 from protocol.contact import CONTACT_WORK_BITS, ContactRecord
 from protocol.identity import SigningKey
 from protocol.messages import Details
-from protocol.offer import ArbiterRef, FixedPrice, Offer, Requirements
+from protocol.offer import SALT_BYTES, ArbiterRef, FixedPrice, Offer, Requirements, make_offer_id
 from protocol.trade_state import TradeState
 from protocol.types import EscrowType, Network, Side
 from protocol.wire import Envelope, Kind, open_envelope, pack
@@ -174,7 +174,14 @@ class TwinNode:
         )
         policy = TradePolicy()
         self.intake = Intake(
-            self.engine, self.own, self.contacts, policy, NETWORK, self.clock, on_sync=self.reconciler.received
+            self.engine,
+            self.own,
+            self.contacts,
+            policy,
+            NETWORK,
+            self.clock,
+            on_sync=self.reconciler.received,
+            unspent=self.backend.unspent,
         )
         self.taking = Taking(
             self.engine,
@@ -310,7 +317,7 @@ class World:
             node.fund(5_000_000, 3_000_000)
         offer = Offer(
             maker=self.maker.keyring.persona.public,
-            offer_id=sha256(b"offer").digest(),
+            offer_id=make_offer_id(self.maker.keyring.persona.public, sha256(b"offer").digest()[:SALT_BYTES]),
             sequence=0,
             side=self.maker_side,
             amount_min=100_000,

@@ -12,7 +12,7 @@ from p2pnode.api.schema import BadOffer, DetailMap, MethodDetails, OfferDraft, O
 from p2pnode.services.views import SIDES
 from protocol.contact import NodeContact
 from protocol.messages import Details
-from protocol.offer import ArbiterRef, Offer, Requirements, volume
+from protocol.offer import ArbiterRef, Offer, Requirements, make_offer_id, volume
 from protocol.types import EscrowType
 
 MAX_TERMS: Final = 400
@@ -49,11 +49,11 @@ def all_details(methods: Sequence[MethodDetails]) -> dict[str, Details]:
     return {entry.method: details_of(entry.details, entry.method) for entry in methods}
 
 
-def new_offer(draft: OfferDraft, maker: bytes, offer_id: bytes, around: Surroundings) -> Offer:
-    """The first version of an offer, without its work. Raises BadOffer, BadPrice."""
+def new_offer(draft: OfferDraft, maker: bytes, salt: bytes, around: Surroundings) -> Offer:
+    """The first version of an offer, without its work; `salt` is random (SALT_BYTES). Raises BadOffer, BadPrice."""
     return Offer(
         maker=maker,
-        offer_id=offer_id,
+        offer_id=make_offer_id(maker, salt),
         sequence=0,
         side=SIDES[draft.side],
         amount_min=draft.amount_min_sats,

@@ -43,7 +43,7 @@ from protocol import trade_state as st
 from protocol.errors import Malformed, NotFound, UserError
 from protocol.identity import SigningKey, parse_persona
 from protocol.messages import Details
-from protocol.offer import ArbiterRef, Offer, OutOfRange, volume
+from protocol.offer import SALT_BYTES, ArbiterRef, Offer, OutOfRange, volume
 from protocol.types import EscrowType, Network, Side
 from protocol.wire import Envelope
 
@@ -154,7 +154,7 @@ class OfferService:
         around = drafts.Surroundings(
             arbiters, escrow_types(draft.escrow_types, len(arbiters)), self._contact.hint(), self._clock.now()
         )
-        offer = drafts.new_offer(draft, self._persona, self._clock.random(32), around)
+        offer = drafts.new_offer(draft, self._persona, self._clock.random(SALT_BYTES), around)
         drafts.check(offer, self._views.price(offer))
         try:
             own = await self._create(offer, details)

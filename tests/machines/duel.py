@@ -40,7 +40,7 @@ from protocol.messages import (
     Seal,
     Take,
 )
-from protocol.offer import ArbiterRef, FixedPrice, Offer, OfferRef, Requirements
+from protocol.offer import SALT_BYTES, ArbiterRef, FixedPrice, Offer, OfferRef, Requirements, make_offer_id
 from protocol.outcome import Outcome, SettlementOutcome
 from protocol.trade import step
 from protocol.types import EscrowType, Network, Side
@@ -59,7 +59,7 @@ def offer_of(side: Side, *, buyer_deposit: int = 100_000) -> Offer:
     """An offer that both machines can agree on."""
     return Offer(
         maker=tagged("maker"),
-        offer_id=tagged("offer"),
+        offer_id=make_offer_id(tagged("maker"), tagged("offer", SALT_BYTES)),
         sequence=1,
         side=side,
         amount_min=10_000,

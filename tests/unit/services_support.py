@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -41,7 +41,16 @@ from protocol.announcement import FeeTerms
 from protocol.contact import Address
 from protocol.contract import Contract
 from protocol.messages import Details
-from protocol.offer import OFFER_WORK_BITS, ArbiterRef, FixedPrice, Offer, Price, Requirements
+from protocol.offer import (
+    OFFER_WORK_BITS,
+    SALT_BYTES,
+    ArbiterRef,
+    FixedPrice,
+    Offer,
+    Price,
+    Requirements,
+    make_offer_id,
+)
 from protocol.types import EscrowType, Network, Side
 from protocol.wire import Envelope, Kind, pack, unpack
 from protocol.work import NO_WORK, find_work
@@ -91,12 +100,22 @@ def keyring_of(name: str) -> Keyring:
     return Keyring(Mnemonic.from_mnemonic(mnemonic_from_entropy(sha256(name.encode()).digest())), NETWORK)
 
 
+def offer_ids(maker: bytes, count: int) -> Iterator[bytes]:
+    """Ids that this maker may give its offers."""
+    return (make_offer_id(maker, sha256(b"offer" + n.to_bytes(4, "big")).digest()[:SALT_BYTES]) for n in range(count))
+
+
+def offer_id_of(maker: bytes, start: bytes = b"") -> bytes:
+    """The first of them that begins with `start`."""
+    return next(made for made in offer_ids(maker, 1_000_000) if made.startswith(start))
+
+
 def offer_of(maker: bytes, **changes: object) -> Offer:
     """An offer's body, not yet signed."""
     price: Price = FixedPrice(6_500_000)
     fields: dict[str, object] = {
         "maker": maker,
-        "offer_id": sha256(b"offer").digest(),
+        "offer_id": offer_id_of(maker),
         "sequence": 0,
         "side": Side.SELL,
         "amount_min": 100_000,

@@ -26,7 +26,7 @@ from protocol.offer import Offer, reference
 from protocol.types import Side
 from protocol.wire import Kind
 from tests.machines import duel
-from tests.unit.services_support import DETAILS, NETWORK, T0, TestClock, keyring_of, offer_of
+from tests.unit.services_support import DETAILS, NETWORK, T0, TestClock, keyring_of, offer_id_of, offer_of
 
 KEYS = keyring_of("maker")
 
@@ -181,6 +181,7 @@ async def test_offers_that_break_a_rule_are_not_kept(shop: Shop) -> None:
         {"methods": ("sepa", "sepa")},
         {"expires": T0 + 31 * 86_400},
         {"confirmations": 0},
+        {"offer_id": offer_id_of(b"another maker".ljust(32))},
     ):
         with pytest.raises(Malformed):
             await shop.create(**changes)
@@ -308,7 +309,7 @@ async def test_a_taken_offer_that_is_revoked_does_not_reopen(shop: Shop) -> None
 
 async def test_offers_expire_once_each(shop: Shop) -> None:
     first = await shop.create()
-    await shop.create(offer_id=b"2" * 32, expires=T0 + 8 * 86_400)
+    second = await shop.create(offer_id=offer_id_of(KEYS.persona.public, b"2"), expires=T0 + 8 * 86_400)
     assert shop.own.next_expiry() == first.offer.expires
     assert shop.own.expire(first.offer.expires - 1) == 0
     assert shop.own.expire(first.offer.expires) == 1
@@ -316,7 +317,7 @@ async def test_offers_expire_once_each(shop: Shop) -> None:
     assert [o.state for o in shop.own.all() if o.offer_id == first.offer_id] == [OfferState.EXPIRED]
     assert shop.states() == ["open", "open", "expired"]
     assert shop.own.count_open() == 1
-    assert [o.offer_id for o in shop.own.living(first.offer.expires)] == [b"2" * 32]
+    assert [o.offer_id for o in shop.own.living(first.offer.expires)] == [second.offer_id]
 
 
 async def test_a_trade_that_ends_unfunded_frees_the_offer_at_once(shop: Shop) -> None:

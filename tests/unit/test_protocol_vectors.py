@@ -73,6 +73,13 @@ def test_revocation_of_another_maker_is_refused() -> None:
         read_revocation(foreign, NETWORK)
 
 
+def test_revocation_of_an_id_that_is_not_its_makers_is_refused() -> None:
+    case = OFFERS["invalid_revocation"]
+    with pytest.raises(P2PError, match="one of its maker's") as caught:
+        read_revocation(open_envelope(bytes.fromhex(case["raw"]), NETWORK), NETWORK)
+    assert caught.value.code == case["error"]
+
+
 @pytest.mark.parametrize("case", CONTRACTS["valid"], ids=lambda c: c["maker_side"])
 def test_both_parties_derive_the_published_contract(case: dict[str, Any]) -> None:
     def value(name: str, cls: type[Any]) -> Any:  # noqa: ANN401

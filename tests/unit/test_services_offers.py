@@ -26,7 +26,7 @@ from protocol.trade_state import Completed
 from protocol.types import EscrowType, Side
 from protocol.wire import Kind
 from tests.twins import TwinChain
-from tests.unit.services_support import DETAILS, T0, Party, TestClock, advance, offer_of, parties, signed
+from tests.unit.services_support import DETAILS, T0, Party, TestClock, advance, offer_ids, offer_of, parties, signed
 
 DRAFT = OfferDraft(
     side="sell",
@@ -344,11 +344,14 @@ async def test_a_dht_that_does_not_answer_is_not_waited_for(nodes: list[Party]) 
 
 async def test_an_id_that_fits_two_offers_is_refused(nodes: list[Party]) -> None:
     maker, taker, *_ = nodes
-    for who in (maker, taker):
-        await who.own.create(offer_of(who.persona), DETAILS)
+    by_start = {i[:4]: i for i in offer_ids(maker.persona, 100_000)}
+    twins = next((by_start[i[:4]], i) for i in offer_ids(taker.persona, 2_000_000) if i[:4] in by_start)
+    for who, offer_id in zip((maker, taker), twins, strict=True):
+        await who.own.create(offer_of(who.persona, offer_id=offer_id), DETAILS)
     await taker.market.refresh(("EUR",), (Side.SELL,))
     with pytest.raises(AmbiguousId, match="2 offers"):
-        await taker.offers.show(offer_of(b"").offer_id.hex())
+        await taker.offers.show(twins[0].hex()[:8])
+    assert (await taker.offers.show(twins[0].hex())).id == twins[0].hex()
     with pytest.raises(NotFound):
         await taker.offers.show("00000000")
 

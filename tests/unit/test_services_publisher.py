@@ -19,7 +19,7 @@ from protocol.contact import Address
 from protocol.types import Side
 from protocol.wire import Envelope
 from tests.twins import TwinChain
-from tests.unit.services_support import DETAILS, NETWORK, T0, Party, TestClock, offer_of, parties
+from tests.unit.services_support import DETAILS, NETWORK, T0, Party, TestClock, offer_id_of, offer_of, parties
 
 MARKET = offers_topic(NETWORK, "EUR", Side.SELL)
 
@@ -91,9 +91,9 @@ async def test_what_a_crash_left_unpublished_goes_out_at_the_next_start(tmp_path
     clock, chain = TestClock(), TwinChain()
     early = Party("maker", tmp_path, clock, chain)
     kept = await early.own.create(offer_of(early.persona), DETAILS)
-    gone = await early.own.create(offer_of(early.persona, offer_id=b"2" * 32), DETAILS)
+    gone = await early.own.create(offer_of(early.persona, offer_id=offer_id_of(early.persona, b"2")), DETAILS)
     early.own.mark_taken(gone.offer_id, b"t" * 32, T0)
-    freed = await early.own.create(offer_of(early.persona, offer_id=b"3" * 32), DETAILS)
+    freed = await early.own.create(offer_of(early.persona, offer_id=offer_id_of(early.persona, b"3")), DETAILS)
     early.own.mark_taken(freed.offer_id, b"u" * 32, T0)
     early.own.reopen(freed.offer_id, T0)
     early.database.close()  # without a word to anybody
@@ -150,9 +150,10 @@ async def test_our_own_store_alone_is_no_publication(tmp_path: Path, monkeypatch
 
 async def test_tombstones_go_out_before_new_offers(nodes: list[Party], monkeypatch: pytest.MonkeyPatch) -> None:
     maker, _, _ = nodes
-    own = await maker.own.create(offer_of(maker.persona, offer_id=b"\x80" * 32), DETAILS)
+    own = await maker.own.create(offer_of(maker.persona, offer_id=offer_id_of(maker.persona, b"\x80")), DETAILS)
     news = [
-        await maker.own.create(offer_of(maker.persona, offer_id=bytes([n]) * 32), DETAILS) for n in (1, 2, 254, 255)
+        await maker.own.create(offer_of(maker.persona, offer_id=offer_id_of(maker.persona, bytes([n]))), DETAILS)
+        for n in (1, 2, 254, 255)
     ]
     await until(lambda: all(published(maker, o) for o in (own, *news)), "published")
     results = listen(maker, monkeypatch)

@@ -15,7 +15,7 @@ from protocol.announcement import Announcement, FeeTerms
 from protocol.contract import contract_id, details_hash, required_confirmations, trade_id
 from protocol.identity import SigningKey, node_text, persona_text
 from protocol.messages import NONE_YET, Decline, Header, encode
-from protocol.offer import MarketPrice, Offer, Revocation, deposit, price_at, volume
+from protocol.offer import SALT_BYTES, MarketPrice, Offer, Revocation, deposit, make_offer_id, price_at, volume
 from protocol.types import Network, Side
 from protocol.wire import Kind, digest, pack, seal
 from protocol.work import find_work, work_bits
@@ -73,14 +73,22 @@ def offers() -> dict[str, Any]:
     """Offers with enough work, and what breaks one."""
     maker = SigningKey(SEED)
     plain = offer_of(Side.SELL)
-    base: dict[str, Any] = {f: getattr(plain, f) for f in plain.__struct_fields__} | {"maker": maker.public}
+    salt = tagged("offer", SALT_BYTES)
+    base: dict[str, Any] = {f: getattr(plain, f) for f in plain.__struct_fields__} | {
+        "maker": maker.public,
+        "offer_id": make_offer_id(maker.public, salt),
+    }
 
     def raw(bits: int = 14, **changes: object) -> str:
         body = find_work(Kind.OFFER, NETWORK, pack(Offer(**(base | changes))), bits)
         return maker.seal(Kind.OFFER, NETWORK, body).raw.hex()
 
     lazy = maker.seal(Kind.OFFER, NETWORK, pack(Offer(**base)))
-    revocation = Revocation(maker.public, plain.offer_id, 1, plain.side, plain.currency, plain.expires)
+
+    def revocation(offer_id: bytes) -> str:
+        body = pack(Revocation(maker.public, offer_id, 1, plain.side, plain.currency, plain.expires))
+        return maker.seal(Kind.OFFER_REVOCATION, NETWORK, body).raw.hex()
+
     return {
         "now": 1_500,
         "valid": [
@@ -95,10 +103,21 @@ def offers() -> dict[str, Any]:
             {"why": "a method twice", "raw": raw(methods=("sepa", "sepa")), "error": 2002},
             {"why": "no backup arbiter", "raw": raw(arbiters=plain.arbiters[:1]), "error": 2002},
             {"why": "currency in small letters", "raw": raw(currency="eur"), "error": 2002},
-            {"why": "signed by another than its maker", "raw": raw(maker=tagged("other")), "error": 2002},
+            {
+                "why": "signed by another than its maker",
+                "raw": raw(maker=tagged("other"), offer_id=make_offer_id(tagged("other"), salt)),
+                "error": 2002,
+            },
+            {"why": "the id of another maker's offer", "raw": raw(offer_id=plain.offer_id), "error": 2002},
+            {"why": "an id of the salt alone", "raw": raw(offer_id=bytes(8) + salt), "error": 2002},
             {"why": "no work", "raw": lazy.raw.hex(), "error": 2002, "work": work_bits(lazy.id)},
         ],
-        "revocation": maker.seal(Kind.OFFER_REVOCATION, NETWORK, pack(revocation)).raw.hex(),
+        "revocation": revocation(base["offer_id"]),
+        "invalid_revocation": {
+            "why": "the id of another maker's offer",
+            "raw": revocation(plain.offer_id),
+            "error": 2002,
+        },
     }
 
 
