@@ -9,9 +9,10 @@ PeerRefusal; both travel back as their code.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol, assert_never
 
+from escrow.coins import OutPoint
 from escrow.inputs import check_previous, check_witnesses
 from escrow.keys import check_keys
 from escrow.payout import check_payout_signature
@@ -80,6 +81,12 @@ class OutOfOrder(PeerRefusal):
     code = 2143
 
 
+class NoSuchCoins(PeerRefusal):
+    """The coins that should fund the escrow do not exist, are unconfirmed, or are spent."""
+
+    code = 2147
+
+
 class UnknownTrade(PeerRefusal):
     """This node does not know that trade."""
 
@@ -123,7 +130,9 @@ class Intake:
         clock: Clock,
         *,
         on_sync: Callable[[Envelope, Sync], None],
+        unspent: Callable[[OutPoint], Awaitable[bool | None]],
     ) -> None:
+        """`unspent` asks our own chain backend (`ChainBackend.unspent`)."""
         self._engine = engine
         self._trades = engine.trades
         self._makers = makers
@@ -132,6 +141,7 @@ class Intake:
         self._network = network
         self._clock = clock
         self._on_sync = on_sync
+        self._unspent = unspent
 
     async def deliver(self, peer: bytes, raw: bytes) -> bytes:
         """Handle one envelope from the node `peer`; the empty answer is the ack.
@@ -154,6 +164,7 @@ class Intake:
             return b""
         log.debug("message received", extra={"kind": kind.name, "node": peer.hex()[:16]})
         if isinstance(message.payload, Take):
+            await self._check_coins(message.payload)
             self._take(message, message.payload)
         else:
             self._follow_up(message)
@@ -186,8 +197,18 @@ class Intake:
             if not self._trades.claim_keys(identity, keys):
                 raise KeyReuse
             self._makers.mark_taken(offer.offer_id, identity, now)
+            self._trades.pledge(identity, (OutPoint(i.txid, i.vout).wire for i in take.party.inputs))
             event = ev.TakeReceived(self._network, identity, offer, take)
             self._engine.apply(identity, event, received=message)
+
+    async def _check_coins(self, take: Take) -> None:
+        """A take withdraws the offer, so it must cost something: real coins, which serve one open trade at a time."""
+        coins = tuple(OutPoint(i.txid, i.vout) for i in take.party.inputs)
+        if self._trades.any_pledged(coin.wire for coin in coins):
+            raise NoSuchCoins("those coins are pledged to another open trade")
+        for coin in coins:
+            if await self._unspent(coin) is False:
+                raise NoSuchCoins
 
     def _check_bargain(self, take: Take, offer: Offer, now: int) -> None:
         bargain = take.bargain

@@ -5,7 +5,7 @@ Nothing here decides. `engine` opens one transaction per step and calls these me
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -234,6 +234,19 @@ class TradeStore:
         where, values = ("", ()) if trade_id is None else ("WHERE trade_id = ?", (trade_id,))
         rows = self._db.execute(f"SELECT trade_id, name, at_time, at_height FROM timers {where}", values)  # noqa: S608
         return [Timer(*row) for row in rows]
+
+    # --- the peers' coins -----------------------------------------------------------------------------------------
+
+    def pledge(self, trade_id: bytes, coins: Iterable[bytes]) -> None:
+        """Remember a peer's coins (36 bytes each) as those of this trade."""
+        self._db.executemany("INSERT INTO pledges (coin, trade_id) VALUES (?, ?)", [(c, trade_id) for c in coins])
+
+    def any_pledged(self, coins: Iterable[bytes]) -> bool:
+        """Whether a peer has pledged one of these coins to a trade that is open."""
+        wanted = tuple(coins)
+        marks = ",".join("?" * len(wanted))
+        query = f"SELECT 1 FROM pledges JOIN trades USING (trade_id) WHERE open = 1 AND coin IN ({marks})"  # noqa: S608
+        return self._db.execute(query, wanted).fetchone() is not None
 
     # --- escrow keys --------------------------------------------------------------------------------------------
 

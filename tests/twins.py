@@ -188,6 +188,9 @@ class TwinBackend:
                 return ChainTx(raw, None if depth == 0 else self.chain.height - depth + 1, None, depth)
         return None
 
+    async def unspent(self, outpoint: OutPoint) -> bool | None:
+        return bool(self.chain.depth_of(outpoint.txid)) and self.chain.spender(outpoint) is None
+
     async def watch(self, request: WatchRequest) -> None:
         await self.watch_many([request])
 

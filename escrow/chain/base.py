@@ -199,6 +199,10 @@ class ChainBackend(Protocol):
         """The transaction if the backend can find it: in the mempool, watched, or in `block_hash`; else None."""
         ...
 
+    async def unspent(self, outpoint: OutPoint) -> bool | None:
+        """Whether an output is in a block and nothing that is known spends it; None where the backend can't tell."""
+        ...
+
     async def watch(self, request: WatchRequest) -> None:
         """Arm or replace a watch. Returns once `events` holds all that is known of it. Raises BlocksPruned."""
         ...

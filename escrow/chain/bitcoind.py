@@ -25,7 +25,7 @@ from escrow.chain.rpc import BitcoindRpc, Login, RpcError
 from escrow.chain.source import NOT_FOUND, BitcoindSource
 from escrow.chain.view import Hint
 from escrow.chain.zmqfeed import TOPICS, ZmqFeed
-from escrow.coins import txid_bytes, txid_text
+from escrow.coins import OutPoint, txid_bytes, txid_text
 from protocol.types import FeeRate, Hash32, Network, Txid
 
 _log = logging.getLogger(__name__)
@@ -178,6 +178,11 @@ class BitcoindView(BitcoindSource):
         except RpcError as e:
             if e.rpc_code != _IN_CHAIN and not await self._in_chain(parse_tx(txs[0])):
                 raise (Rejected(e.message) if e.rpc_code in (_VERIFY, _REJECTED) else e) from e
+
+    async def unspent(self, outpoint: OutPoint) -> bool | None:
+        """By bitcoind's own set of unspent outputs, its mempool taken into account."""
+        found = await self.rpc.call("gettxout", txid_text(outpoint.txid), outpoint.vout, True)
+        return found is not None and int(found["confirmations"]) > 0
 
     async def transaction(self, txid: Txid, block_hash: Hash32 | None) -> ChainTx | None:
         """Look in the mempool, in `block_hash`, and wherever bitcoind's own index (`txindex`) finds it."""

@@ -32,6 +32,7 @@ from escrow.chain.follow import ChainFollower, Follow
 from escrow.chain.stream import EventStream, Streams
 from escrow.chain.view import ArrivedHint, BlockHint, ChainView, GoneHint, Hint, Lost, ScriptHint, TxHint
 from escrow.chain.watchbook import WatchBook
+from escrow.coins import OutPoint
 from protocol.errors import ChainError
 from protocol.types import FeeRate, Hash32, Network, Txid
 
@@ -136,6 +137,10 @@ class Backend:
         for tx in parsed:
             await self._follow.saw(tx)
         return [tx.txid for tx in parsed]
+
+    async def unspent(self, outpoint: OutPoint) -> bool | None:
+        """Whether an output is there to be spent, if the backend can tell."""
+        return await self._view.unspent(outpoint)
 
     async def transaction(self, txid: Txid, block_hash: Hash32 | None = None) -> ChainTx | None:
         """See `ChainBackend.transaction`."""

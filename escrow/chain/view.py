@@ -16,6 +16,7 @@ import msgspec
 
 from escrow.chain.base import ChainTx
 from escrow.chain.follow import BlockSource
+from escrow.coins import OutPoint
 from protocol.types import FeeRate, Hash32, Network, Txid
 
 
@@ -99,6 +100,10 @@ class ChainView(BlockSource, Protocol):
 
     async def send(self, txs: Sequence[bytes]) -> None:
         """Hand out a transaction, or a package, parents first. Idempotent. Raises Rejected, NotRelayed."""
+        ...
+
+    async def unspent(self, outpoint: OutPoint) -> bool | None:
+        """See `ChainBackend.unspent`."""
         ...
 
     async def transaction(self, txid: Txid, block_hash: Hash32 | None) -> ChainTx | None:

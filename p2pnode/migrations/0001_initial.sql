@@ -66,6 +66,13 @@ CREATE TABLE escrow_keys (
     trade_id BLOB NOT NULL
 ) WITHOUT ROWID;
 
+-- Coins that takers have shown us: one coin serves one open trade at a time, or a single one could take every offer.
+CREATE TABLE pledges (
+    coin     BLOB NOT NULL,
+    trade_id BLOB NOT NULL,
+    PRIMARY KEY (coin, trade_id)
+) WITHOUT ROWID;
+
 -- `state`: open, taken, revoked or expired. `details`: our payment details by method. `published`: the newest sequence,
 -- of the offer or of its tombstone, that the DHT has taken; smaller than `sequence` means that it is still to be done.
 CREATE TABLE own_offers (

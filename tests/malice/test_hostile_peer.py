@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from escrow.coins import OutPoint, TxOut
 from escrow.keys import make_keys
 from escrow.signatures import sign_ecdsa
-from escrow.transactions import build
+from escrow.transactions import build, txid_of
 from p2pnode.intake import KeyReuse, OutOfOrder
 from protocol.contract import trade_id
 from protocol.errors import P2PError
@@ -121,6 +121,14 @@ def foreign_previous(take: Take) -> Take:
     return replace(take, funding=Funding((other,)))
 
 
+def imaginary_coin(take: Take) -> Take:
+    """A perfect previous transaction, which no block holds: a free way to withdraw every offer of the book."""
+    coin = take.party.inputs[0]
+    made_up = build([(OutPoint(bytes([5]) * 32, 0), 0)], [TxOut(coin.value, coin.script_pubkey)])
+    fake = replace(coin, txid=txid_of(made_up), vout=0)
+    return replace(take, party=replace(take.party, inputs=(fake,)), funding=Funding((made_up,)))
+
+
 def other_proof(take: Take) -> Take:
     """Escrow keys that somebody else proved."""
     keys = replace(take.party.keys, main_proof=bytes(64))
@@ -142,6 +150,7 @@ TAKES: dict[str, Callable[[World, Take], Take]] = {
     "no backup arbiter": lambda _, t: replace(t, backup=None),
     "a key it does not hold": lambda _, t: other_proof(t),
     "a coin worth less than claimed": lambda _, t: forged_coin(t),
+    "coins that were never mined": lambda _, t: imaginary_coin(t),
     "another previous transaction": lambda _, t: foreign_previous(t),
     "no coins": lambda _, t: replace(t, party=replace(t.party, inputs=(), change_script=None), funding=Funding(())),
     "a payout script of an unknown witness version": lambda _, t: replace(
