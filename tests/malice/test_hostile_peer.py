@@ -18,7 +18,7 @@ from escrow.coins import OutPoint, TxOut
 from escrow.keys import make_keys
 from escrow.signatures import sign_ecdsa
 from escrow.transactions import build, txid_of
-from p2pnode.intake import KeyReuse, OutOfOrder
+from p2pnode.intake import KeyReuse, NoSuchCoins, OutOfOrder
 from protocol.contract import trade_id
 from protocol.errors import P2PError
 from protocol.identity import SigningKey
@@ -299,5 +299,24 @@ async def test_take_by_a_third_party_of_a_recorded_take_is_refused(tmp_path: Pat
         copied = SigningKey(bytes([9]) * 32).seal(Kind.TAKE, NETWORK, open_envelope(raw, NETWORK).body)
         with pytest.raises(P2PError):
             await world.maker.intake.deliver(bytes(32), copied.raw)
+    finally:
+        await world.end()
+
+
+async def test_one_coin_takes_one_offer_at_a_time(tmp_path: Path) -> None:
+    """A single coin shown in every take could empty a maker's book for nothing."""
+    world = World(tmp_path, Side.SELL)
+    try:
+        await world.begin()
+        await world.take()
+        await world.until(lambda: world.maker.trade is not None, "the first take")
+        raw = next(r for r in world.post.carried if open_envelope(r, NETWORK).kind == Kind.TAKE)
+        message = decode(open_envelope(raw, NETWORK))
+        assert isinstance(message.payload, Take)
+        again = replace(message.payload, party=replace(message.payload.party, nonce=bytes(32)))
+        identity = trade_id(again.bargain.offer, again.party.persona, again.party.nonce)
+        second = resign(world, message, replace(message.header, trade_id=identity), again)
+        with pytest.raises(NoSuchCoins, match="pledged"):
+            await world.maker.intake.deliver(bytes(32), second)
     finally:
         await world.end()
