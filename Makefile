@@ -11,7 +11,7 @@ UV_COMPILE = .venv-lock/bin/uv pip compile --quiet --universal --python-version 
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup venv demo test lint fmt bench sim lock clean distclean
+.PHONY: help setup venv demo test netns lint fmt bench sim lock clean distclean
 
 help: ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +27,9 @@ demo: setup ## Run a whole trade between real nodes on regtest.
 
 test: setup ## Run all tests.
 	@$(BIN)/pytest $(ARGS)
+
+netns: setup ## Trade behind NATs, over bad lines and dying relays (root, Linux).
+	@$(BIN)/pytest tests/netns -m "netns or not netns" $(ARGS)
 
 lint: venv ## Check style, types and layers.
 	@$(BIN)/ruff check .

@@ -101,6 +101,8 @@ class Settings:
     """Silence after which the peer is asked for a sign of life."""
     ping_timeout: float = 30.0
     """Further silence after which it is taken for dead."""
+    probe_timeout: float = 5.0
+    """The same after `probe`: somebody waits for this peer."""
     idle_after: float = inf
     """Time without any stream after which the session is closed."""
     rekey_after: float = 3_600.0
@@ -186,6 +188,7 @@ class Session:
         self._pong: bytes | None = None  # what the peer's ping asks to return
         self._ping: bytes | None = None  # our ping that did not come back
         self._ping_due = False
+        self._urgent = False  # the ping is a probe
         self._pings = 0
         self._rekey_due = False
         self._retiring = False
@@ -311,6 +314,13 @@ class Session:
 
     # Time.
 
+    def probe(self, now: float) -> None:
+        """Ask for a sign of life now; a peer that owes one already gets no more time."""
+        self._now = now
+        if self._state is _State.OPEN and self._ping is None:
+            self._urgent = True
+            self._send_ping()
+
     def get_timer(self) -> float | None:
         """When to call `handle_timer` next; it may move later, seldom earlier. None when never."""
         match self._state:
@@ -334,10 +344,7 @@ class Session:
             if self._ping is not None:
                 self._end(CloseCode.SILENT)
                 return
-            self._pings += 1
-            self._ping = _TOKEN.pack(self._pings)
-            self._ping_at = now
-            self._ping_due = True
+            self._send_ping()
         if now >= self._idle_ends():
             self._end(CloseCode.IDLE)
         elif now >= self._rekey_at:
@@ -346,10 +353,17 @@ class Session:
 
     # Inside.
 
+    def _send_ping(self) -> None:
+        self._pings += 1
+        self._ping = _TOKEN.pack(self._pings)
+        self._ping_at = self._now
+        self._ping_due = True
+
     def _silence_ends(self) -> float:
         if self._ping is None:
             return self._heard_at + self._settings.ping_after
-        return max(self._heard_at, self._ping_at) + self._settings.ping_timeout
+        timeout = self._settings.probe_timeout if self._urgent else self._settings.ping_timeout
+        return max(self._heard_at, self._ping_at) + timeout
 
     def _idle_ends(self) -> float:
         return inf if len(self._streams) else self._stream_at + self._settings.idle_after
@@ -432,6 +446,7 @@ class Session:
         if self._ping_due or payload != self._ping:
             raise PingAbuse
         self._ping = None
+        self._urgent = False
 
     def _next_plaintext(self) -> bytes | None:
         if self._farewell is not None:

@@ -32,6 +32,8 @@ from protocol.types import NodeKey
 
 MAX_REQUESTS: Final = 32
 """Requests under way on one session; further ones wait. A peer accepts this many (`Settings.max_inbound_streams`)."""
+PATIENCE: Final = 3.0
+"""Seconds without a reply after which the peer is asked for a sign of life."""
 WRITE_BYTES: Final = 262_144
 """How much is made for the link in one go."""
 
@@ -202,11 +204,19 @@ class Connection:
             self._requests[stream] = _Request(reply)
             self._pump()
             try:
-                return await reply
+                return await self._patiently(reply)
             finally:
                 if self._requests.pop(stream, None) is not None:
                     self._session.reset(stream, ResetCode.CANCELLED)
                     self._pump()
+
+    async def _patiently(self, reply: asyncio.Future[bytes]) -> bytes:
+        """The reply. A peer that keeps us waiting is asked whether it is still there: a dead path is left early."""
+        done, _ = await asyncio.wait({reply}, timeout=PATIENCE)
+        if not done:
+            self._session.probe(self._loop.time())
+            self._pump()
+        return await reply
 
     def open_pipe(self, service: int, head: bytes) -> Pipe:
         """Open a stream that both sides speak through as they like. Raises NotTaken, TooManyStreams."""

@@ -58,6 +58,10 @@ class Daemon:
         self.log = folder / f"{name}.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._cleanup: weakref.finalize[[subprocess.Popen[bytes]], Daemon] | None = None
+        self.prefix: tuple[str, ...] = ()
+        """What runs the program: nothing, or a command that runs another one, somewhere else."""
+        self.client = Client
+        """How its API is reached."""
         self._client: Client | None = None
         self._info: NodeView | None = None
 
@@ -118,7 +122,7 @@ class Daemon:
                 raise self.failure("did not start" if ended else f"did not start within {START_SECONDS:.0f} s")
             await asyncio.sleep(_LOOK_SECONDS)
         try:
-            self._client = Client.open(self.data.path)
+            self._client = self.client.open(self.data.path)
         except P2PError as e:
             raise self.failure(f"does not say where it answers ({e.detail})") from e
         self._info = await self.ask(self._client.info(), "does not answer")
@@ -160,7 +164,7 @@ class Daemon:
         with self.log.open("ab") as log:
             # A session of its own: Ctrl-C in the terminal reaches us, and we end the node in order.
             self._process = subprocess.Popen(
-                [sys.executable, str(_PROGRAM), "run", "--datadir", str(self.data.path)],
+                [*self.prefix, sys.executable, str(_PROGRAM), "run", "--datadir", str(self.data.path)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -41,7 +41,7 @@ AGAIN_REACHABLE: Final = 1_800.0
 AGAIN_UNREACHABLE: Final = 600.0
 AGAIN_UNKNOWN: Final = 5.0
 """Seconds until the question is put again."""
-LOOK_SECONDS: Final = 5.0
+LOOK_SECONDS: Final = 2.0
 """How often our own addresses are looked at."""
 CANDIDATES: Final = 64
 PROBE_TARGETS: Final = ("192.0.2.1", "2001:db8::1")

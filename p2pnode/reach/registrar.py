@@ -26,9 +26,13 @@ WANTED: Final = 3
 """Relays to be registered with; a contact record names no more."""
 REGISTER_SECONDS: Final = 15.0
 FIRST_PAUSE: Final = 5.0
+SHORT_PAUSE: Final = 0.25
+"""After a registration that stood: it may be we who moved."""
+STEADY_SECONDS: Final = 60.0
+"""A registration that stood so long makes up for earlier failures."""
 LONGEST_PAUSE: Final = 1_800.0
 """After failures, how long a relay is left alone."""
-LOOK_SECONDS: Final = 5.0
+LOOK_SECONDS: Final = 1.0
 """How often to look for candidates while there are too few registrations."""
 ENDPOINT_BYTES: Final = 19
 
@@ -149,11 +153,11 @@ class Registrar:
         """Register, and return when the registration has ended."""
         contact = held.candidate.contact
         pipe: Pipe | None = None
+        began = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(REGISTER_SECONDS):
                 pipe = await self._channels.pipe(contact.node, contact.addresses, RELAY_SERVICE, bytes((Op.REGISTER,)))
                 held.seen = read_endpoint(await pipe.read())
-            self._pauses.pop(contact.node, None)
             log.info("registered with a relay")
             self._on_change()
             await pipe.read()
@@ -162,7 +166,9 @@ class Registrar:
         finally:
             stood, held.seen = held.seen is not None, None
             del self._held[contact.node]
-            self._leave_alone(contact.node)
+            if asyncio.get_running_loop().time() - began > STEADY_SECONDS:
+                self._pauses.pop(contact.node, None)
+            self._leave_alone(contact.node, first=SHORT_PAUSE if stood else FIRST_PAUSE)
             if stood:
                 self._on_change()
             self._wake.set()
@@ -170,8 +176,8 @@ class Registrar:
                 pipe.end()
                 pipe.reset(ResetCode.CANCELLED)
 
-    def _leave_alone(self, node: NodeKey) -> None:
+    def _leave_alone(self, node: NodeKey, first: float) -> None:
         """A relay that ended or refused is asked again after a pause that doubles."""
         _, last = self._pauses.get(node, (0.0, 0.0))
-        pause = min(max(FIRST_PAUSE, 2 * last), LONGEST_PAUSE)
+        pause = min(max(first, 2 * last), LONGEST_PAUSE)
         self._pauses[node] = asyncio.get_running_loop().time() + pause, pause

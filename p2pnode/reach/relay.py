@@ -35,7 +35,7 @@ from p2pnode.reach.errors import (
 from p2pnode.reach.pacing import MAX_TICKET, Pacer
 from protocol.contact import Address
 from protocol.relay import KEY_BYTES, RELAY_SERVICE, Op, pack_endpoint
-from protocol.streams import TooManyStreams
+from protocol.streams import ResetCode, TooManyStreams
 from protocol.types import NodeKey
 
 if TYPE_CHECKING:
@@ -83,7 +83,8 @@ class _Registration:
 
     def __init__(self, pipe: Pipe) -> None:
         self.pipe = pipe
-        self.circuits = 0
+        self.circuits: set[Pipe] = set()
+        """The client's ends of its circuits."""
 
 
 class Relay:
@@ -131,7 +132,10 @@ class Relay:
         replaced = self._registered.get(key)
         self._registered[key] = mine
         if replaced is not None:
-            replaced.pipe.reset(CircuitSpent.code)
+            # The client has moved. What it had over its old session is dead, and the others should know now.
+            for circuit in list(replaced.circuits):
+                circuit.reset(ResetCode.CANCELLED)
+            replaced.pipe.reset(ResetCode.CANCELLED)
         with _counted(self._registered_from, origin):
             try:
                 pipe.write(pack_endpoint(endpoint))
@@ -158,17 +162,15 @@ class Relay:
             self._circuits >= limits.circuits
             or self._circuits_from[origin] >= limits.circuits_per_origin
             or self._circuits_by[pipe.peer] >= limits.circuits_per_node
-            or client.circuits >= limits.circuits_per_client
+            or len(client.circuits) >= limits.circuits_per_client
         ):
             self._refuse("no place for another circuit")
         with _counted(self._circuits_from, origin), _counted(self._circuits_by, pipe.peer):
             self._circuits += 1
-            client.circuits += 1
             try:
                 await self._carry(pipe, client, origin)
             finally:
                 self._circuits -= 1
-                client.circuits -= 1
 
     # Inside.
 
@@ -197,6 +199,7 @@ class Relay:
             raise NotRegistered from e
         except TooManyStreams as e:
             raise RelayFull from e
+        client.circuits.add(incoming)
         circuit = _Circuit(self._limits.bytes_per_circuit)
         code: int = CircuitSpent.code
         copies: list[asyncio.Task[None]] = []
@@ -216,6 +219,7 @@ class Relay:
             for copy in copies:
                 copy.cancel()
             await asyncio.gather(*copies, return_exceptions=True)
+            client.circuits.discard(incoming)
             dialler.reset(code)
             incoming.reset(code)
 
