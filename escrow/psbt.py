@@ -18,6 +18,7 @@ from typing import Final
 from msgspec import Struct
 
 from escrow.coins import TxOut
+from escrow.signatures import is_point
 from escrow.transactions import NotATransaction, Witness, parse, stripped
 from protocol.errors import UserError
 
@@ -141,10 +142,14 @@ def decode(data: bytes) -> Psbt:
     if at != len(data):
         raise BadPsbt("the PSBT is damaged: more follows its end")
     inputs, outputs = tuple(maps[: len(tx.vin)]), tuple(maps[len(tx.vin) :])
-    for fields in inputs:
-        _check_keys(fields, _PLAIN, _KEYED)
-    for fields in outputs:
-        _check_keys(fields, _PLAIN_OUT, _KEYED_OUT)
+    try:
+        for fields in inputs:
+            _check_keys(fields, _PLAIN, _KEYED)
+        for fields in outputs:
+            _check_keys(fields, _PLAIN_OUT, _KEYED_OUT)
+        _check_keys(whole, {GLOBAL_UNSIGNED, GLOBAL_VERSION}, {})
+    except IndexError as e:
+        raise BadPsbt("the PSBT is damaged: a proprietary field has no name") from e
     return Psbt(unsigned, inputs, outputs, {k: v for k, v in whole.items() if k != bytes([GLOBAL_UNSIGNED])})
 
 
@@ -208,9 +213,15 @@ def _unsigned_of(whole: Map) -> bytes:
 
 
 def _check_keys(fields: Map, plain: Iterable[int], lengths: Mapping[int, int]) -> None:
+    """Raises BadPsbt, and IndexError for a proprietary key that ends within its name."""
     for key in fields:
         if (key[0] in plain and len(key) != 1) or len(key) - 1 != lengths.get(key[0], len(key) - 1):
             raise BadPsbt("the PSBT is damaged: a key has the wrong length")
+        if lengths.get(key[0]) == 33 and not is_point(key[1:]):
+            raise BadPsbt("the PSBT is damaged: a public key is none")
+        if key[0] == PROPRIETARY:
+            size, at = _read_size(key, 1)
+            _read_size(key, at + len(_take(key, at, size)))
 
 
 def _map_bytes(fields: Map) -> bytes:

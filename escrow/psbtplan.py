@@ -1,10 +1,12 @@
 """From the plan of a transaction to a PSBT, and from a signed PSBT back to signatures (SPEC section 9.2).
 
 What goes out holds all that a signing device asks for: each spent output and the whole transaction that made it, the
-witness script, the hash type, and where keys come from. What comes back is trusted for nothing: its transaction must be
-the very bytes that follow from the contract, no field of it may contradict the contract, and every signature is
-checked against our own derivation. So a PSBT of another trade, of an earlier state of this one, or one that was changed
-on the way is refused, whatever it is signed with.
+witness script, and where keys come from. It names no hash type, which means SIGHASH_ALL (for taproot the default): with
+the field, Bitcoin Core's `walletprocesspsbt` refuses unless the user repeats it.
+
+What comes back is trusted for nothing: its transaction must be the very bytes that follow from the contract, no field
+of it may contradict the contract, and every signature is checked against our own derivation. So a PSBT of another
+trade, of an earlier state of this one, or one that was changed on the way is refused, whatever it is signed with.
 
 Escrow keys are BIP85 secrets and stand below no BIP32 path that another wallet could follow. They are told as Bitcoin
 Core tells single keys: the key's own fingerprint and an empty path. Who holds such a key signs with it as a single key.
@@ -94,14 +96,12 @@ def funding_psbt(
         if planned.outpoint.txid in known:
             fields[field(IN_PREVIOUS)] = known[planned.outpoint.txid]
         if index in own:
-            script = planned.spent.script_pubkey
-            if is_p2wpkh(script):
-                fields[field(IN_SIGHASH)] = _ALL
-            fields.update(_origin_fields(script, keys, (IN_ORIGIN, IN_TAP_INTERNAL, IN_TAP_ORIGIN)))
+            kinds = (IN_ORIGIN, IN_TAP_INTERNAL, IN_TAP_ORIGIN)
+            fields.update(_origin_fields(planned.spent.script_pubkey, keys, kinds))
         inputs.append(fields)
-    kinds = (OUT_ORIGIN, OUT_TAP_INTERNAL, OUT_TAP_ORIGIN)
+    outs = (OUT_ORIGIN, OUT_TAP_INTERNAL, OUT_TAP_ORIGIN)
     outputs = tuple(
-        _origin_fields(o.output.script_pubkey, keys, kinds) if o.owner is Role.of(side) else {} for o in plan.outputs
+        _origin_fields(o.output.script_pubkey, keys, outs) if o.owner is Role.of(side) else {} for o in plan.outputs
     )
     return Psbt(plan.unsigned, tuple(inputs), outputs)
 
@@ -160,7 +160,6 @@ def payout_psbt(
     fields = {
         field(IN_PREVIOUS): derive_funding(contract, network).unsigned,
         field(IN_SPENT): pack_output(TxOut(plan.escrow_value, plan.escrow.script_pubkey)),
-        field(IN_SIGHASH): _ALL,
         field(IN_WITNESS_SCRIPT): plan.escrow.witness_script,
         **{field(IN_ORIGIN, key): hash160(key)[:4] for key in keys},
         **_partial(plan, signatures or {}),
