@@ -184,16 +184,19 @@ class App:
             reach.relays,
         )
         self.own = OwnOffers(database, self.book, self.notices, self.keyring, network, clock)
-        personas = (self.keyring.persona.public,)
-        directory = ArbiterDirectory(database, dht, network, clock, own=personas, referenced=self.own.announcement_ids)
+        arbitrates = config.has("arbiter")
+        own = (self.keyring.persona.public,)
+        directory = ArbiterDirectory(database, dht, network, clock, own=own, referenced=self.own.announcement_ids)
+        self._parts.push_async_callback(directory.close)
         publisher = Publisher(
             dht,
             clock,
             random.SystemRandom(),
             own=self.own,
-            contact=own_contact,
+            contact=None if config.has("bootstrap") else own_contact,
             directory=directory,
-            personas=personas,
+            # Without the role, an announcement of earlier must not be kept alive.
+            personas=own if arbitrates else (),
         )
         self._parts.push_async_callback(publisher.close)
         market = Market(self.book, dht, network, clock)
@@ -251,7 +254,6 @@ class App:
             data_dir=config.data_dir,
             started=clock.now(),
         )
-        arbitrates = config.has("arbiter")
         api_services = Services(
             node=NodeService(
                 facts, dht, clock, self.stop, chain=backend, sessions=channels.sessions, trades=trades, own=self.own
