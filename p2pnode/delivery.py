@@ -2,7 +2,8 @@
 
 An ack is the empty answer of the peer's deliver service and is given only after the peer's own commit. A peer that
 refuses a message for good (its node answered with an error code) ends the attempts; the machine is told. There is one
-worker per recipient, so a silent peer delays nobody else.
+worker per recipient, so a silent peer delays nobody else. Listeners are told of a peer that nothing has reached for a
+while, so that a copy can wait in its mailbox (`p2pnode.mailbox`); the attempts go on all the same.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ DELIVER_SERVICE: Final = 1
 FIRST_PAUSE: Final = 0.25
 LONGEST_PAUSE: Final = 60.0
 ATTEMPT_SECONDS: Final = 20.0
+STUCK_SECONDS: Final = 30.0
+"""After so long without reaching a peer, it counts as away."""
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +76,7 @@ class Delivery:
         *,
         on_refusal: Callable[[Refusal], None],
         on_delivered: Callable[[OutgoingMessage], None] = lambda _message: None,
+        stuck_after: float = STUCK_SECONDS,
     ) -> None:
         """`on_refusal` is called before the refused message leaves the outbox, in the same commit."""
         self._trades = trades
@@ -81,6 +85,10 @@ class Delivery:
         self._clock = clock
         self._on_refusal = on_refusal
         self._on_delivered = on_delivered
+        self._stuck_after = stuck_after
+        self._failing_since: dict[bytes, float] = {}
+        """By recipient: when the first of the attempts was made that have failed ever since."""
+        self._stuck_listeners: list[Callable[[], None]] = []
         self._workers: dict[bytes, asyncio.Task[None]] = {}
         self._nudges: dict[bytes, asyncio.Event] = {}
         self._closing = False
@@ -99,6 +107,35 @@ class Delivery:
         if worker is None or worker.done():
             self._workers[recipient] = asyncio.create_task(self._drain(recipient), name="delivery")
 
+    def appeared(self, node: bytes) -> None:
+        """A node made a session with us: if something waits for its persona, try at once."""
+        for recipient in self._trades.recipients():
+            record = self._contacts.known(recipient)
+            if record is not None and record.contact.node == node:
+                self.kick(recipient)
+
+    def subscribe_stuck(self, listener: Callable[[], None]) -> None:
+        """Call `listener` whenever an attempt has failed at a peer that counts as away."""
+        self._stuck_listeners.append(listener)
+
+    def is_stuck(self, recipient: bytes) -> bool:
+        """Whether nothing has reached this persona for so long that it counts as away."""
+        since = self._failing_since.get(recipient)
+        return since is not None and asyncio.get_running_loop().time() - since >= self._stuck_after
+
+    def acknowledge(self, message: OutgoingMessage) -> None:
+        """The peer has committed the message, as we learnt by whatever way."""
+        self._trades.dequeue_message(message.id)
+        self._on_delivered(message)
+
+    def refuse(self, message: OutgoingMessage, code: int, text: str) -> None:
+        """The peer will not take the message, as we learnt by whatever way. Of two such answers the first counts."""
+        with self._trades.database.transaction():
+            if all(m.id != message.id for m in self._trades.outbox(message.recipient)):
+                return
+            self._on_refusal(Refusal(message, code, text))
+            self._trades.dequeue_message(message.id)
+
     async def close(self) -> None:
         """Stop; what was not acknowledged stays in the outbox."""
         self._closing = True
@@ -114,8 +151,10 @@ class Delivery:
                 for message in waiting:
                     await self._deliver(message, fresh=pause > FIRST_PAUSE)
                     pause = FIRST_PAUSE
+                    self._failing_since.pop(recipient, None)
             except Undelivered as e:
                 log.info("not delivered yet: %s", e.detail)
+                self._failed(recipient)
                 await self._pause(recipient, pause)
                 pause = min(pause * 2, LONGEST_PAUSE)
 
@@ -129,12 +168,15 @@ class Delivery:
         try:
             await self._post.deliver(contact, message.raw, ATTEMPT_SECONDS)
         except Refused as e:
-            with self._trades.database.transaction():
-                self._on_refusal(Refusal(message, e.peer_code, e.detail))
-                self._trades.dequeue_message(message.id)
-            return
-        self._trades.dequeue_message(message.id)
-        self._on_delivered(message)
+            self.refuse(message, e.peer_code, e.detail)
+        else:
+            self.acknowledge(message)
+
+    def _failed(self, recipient: bytes) -> None:
+        self._failing_since.setdefault(recipient, asyncio.get_running_loop().time())
+        if self.is_stuck(recipient):
+            for listener in self._stuck_listeners:
+                listener()
 
     async def _pause(self, recipient: bytes, seconds: float) -> None:
         with suppress(TimeoutError):

@@ -118,6 +118,7 @@ class Channels:
         self._dials: dict[NodeKey, _Dial] = {}
         self._origins: Counter[str] = Counter()
         self._inbound = 0
+        self._listeners: list[Callable[[NodeKey], None]] = []
         self._closing = False
 
     async def listen(self, host: str, port: int) -> tuple[str, int]:
@@ -129,6 +130,10 @@ class Channels:
         self._servers.append(server)
         bound = server.sockets[0].getsockname()
         return bound[0], bound[1]
+
+    def subscribe(self, listener: Callable[[NodeKey], None]) -> None:
+        """Call `listener` with the peer's node key whenever a peer makes a session with us."""
+        self._listeners.append(listener)
 
     def sessions(self) -> tuple[SessionView, ...]:
         """The sessions in use, oldest first."""
@@ -241,6 +246,9 @@ class Channels:
         dial = self._dials.get(peer)
         if dial is not None and not dial.arrival.done():
             dial.arrival.set_result(self._by_peer[peer])
+        if not connection.outgoing:
+            for listener in self._listeners:
+                listener(peer)
 
     def disconnected(self, connection: Connection) -> None:
         """Stop using a session."""
