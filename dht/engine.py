@@ -377,6 +377,7 @@ class Engine:
         if put.outcome is Outcome.STORED:
             self.upkeep.stored(topic, now)
             self.watchers.changed(topic, record, now)
+            self.watching.stored(topic, record)
         return put
 
 

@@ -7,15 +7,19 @@ a little since hides nothing below it. Publishers walk
 again each time they put a record again, so the tree folds back by itself.
 
 Fetching a shard: a cheap question for the digest; when it is not ours, reconciliation over a stream with one holder,
-then with another (equal by then, in one round). After that the shard is watched: holders push what changes, and tell
-their digest at each renewal.
+then with another (equal by then, in one round). Holders that agree with most others come first, so that a few that lie
+about what they hold are not the only ones read. A shard of a few records is read by datagrams, which a stream's
+handshake would not beat; so is one whose holders serve no streams. After that the shard is watched: holders push what
+changes, and tell their digest at each renewal. A watched shard that grows is followed into its halves.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median_high
 from typing import TYPE_CHECKING, Final
@@ -29,6 +33,7 @@ from dht.rpc import Call
 from dht.search import PutResult
 from dht.stream import IDLE_S, OpenStream, Stream
 from dht.topics import MAX_SHARD_BITS, offers_topic, shard_of
+from protocol.errors import P2PError
 from protocol.types import Network, Side
 from protocol.wire import Envelope
 
@@ -39,6 +44,14 @@ SPLIT_AT: Final = 500
 DESCEND_AT: Final = SPLIT_AT // 2
 SOURCES: Final = 2
 """Holders that a shard is reconciled with."""
+FEW: Final = 8
+"""Records of a shard that are read by datagrams: two or three round trips."""
+MAX_PULLED: Final = 4_000
+"""Records that one holder may send at a time: twice what a topic holds."""
+MAX_BAD: Final = 50
+"""Records of a holder's that may fail their checks, as those do that expire just now."""
+PATIENCE_S: Final = 5.0
+"""Seconds that a holder may take for one frame."""
 REPUBLISH_STEP_S: Final = 30.0
 YIELD_EVERY: Final = 32
 """Records verified between two turns of the event loop: 2 ms of work."""
@@ -69,6 +82,8 @@ class Refreshed:
     """Bytes over streams."""
     sent: int = 0
     shards: int = 0
+    answers: int = 0
+    """Holders that told their digest."""
     failures: int = 0
     """Holders that could not be read from."""
 
@@ -91,6 +106,8 @@ class Shard:
         self.ranks: dict[bytes, tuple[int, bool, bytes]] = {}
         self.unwatch: Callable[[], None] | None = None
         self.busy = False
+        self.descended = False
+        """Whether the halves are followed as well."""
 
     def take(self, record: Record) -> bool:
         """Note a record; False when it is known or older than what is."""
@@ -125,7 +142,7 @@ class Market:
         self._best: dict[bytes, tuple[int, bool, bytes]] = {}
         self._published: dict[bytes, _Published] = {}
         self._republishing = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
 
     def known(self) -> int:
         """Records known, tombstones too."""
@@ -135,12 +152,15 @@ class Market:
         """Records known per shard (bits, prefix)."""
         return {at: len(s.index) for at, s in self._shards.items()}
 
-    async def close(self) -> None:
-        """Stop following."""
+    def unfollow(self) -> None:
+        """Be told no more. What is known stays, so that the next refresh fetches only what has changed by then."""
         self._following = False
         for shard in self._shards.values():
-            if shard.unwatch is not None:
-                shard.unwatch()
+            _let_go(shard)
+
+    async def close(self) -> None:
+        """Stop following."""
+        self.unfollow()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -212,7 +232,15 @@ class Market:
     async def refresh(self) -> Refreshed:
         """Bring every shard up to date."""
         done = Refreshed()
-        level = [(0, 0)]
+        visited = await self._read_tree([(0, 0)], done)
+        for at in [at for at in self._shards if at not in visited]:
+            # The tree has folded back.
+            _let_go(self._shards.pop(at))
+        return done
+
+    async def _read_tree(self, level: list[tuple[int, int]], done: Refreshed) -> set[tuple[int, int]]:
+        """Read these shards and what is below them; which they were."""
+        visited = set(level)
         while level:
             totals = await asyncio.gather(*(self._refresh_shard(at, done) for at in level))
             level = [
@@ -221,7 +249,8 @@ class Market:
                 if total >= DESCEND_AT and bits < MAX_SHARD_BITS
                 for half in (0, 1)
             ]
-        return done
+            visited.update(level)
+        return visited
 
     async def follow(self) -> Refreshed:
         """Refresh, then keep up to date by pushes until `close`."""
@@ -234,9 +263,15 @@ class Market:
         topic = self.key.topic(at)
         done.shards += 1
         holders = await self._ask_holders(topic)
-        holders.sort(key=lambda h: -h[2])
+        done.answers += len(holders)
+        self._take_own(topic, shard, done)
+        typical = median_high([total for _, _, total in holders]) if holders else 0
         left = SOURCES
-        for holder, digest, total in holders:
+        if 0 < typical <= FEW:
+            if any(total and digest != shard.index.digest for _, digest, total in holders):
+                await self._search(topic, shard, done)
+            left = 0
+        for holder, digest, total in self._by_agreement(holders):
             if left == 0:
                 break
             if total == 0 or digest == shard.index.digest:
@@ -250,9 +285,39 @@ class Market:
                 done.failures += 1
                 continue
             left -= 1
+        if left == SOURCES and typical:
+            await self._search(topic, shard, done)
         if self._following and shard.unwatch is None:
             self._watch(at, shard)
-        return max(len(shard.index), median_high([t for _, _, t in holders]) if holders else 0)
+        size = max(len(shard.index), typical)
+        shard.descended = size >= DESCEND_AT
+        return size
+
+    def _by_agreement(self, holders: list[tuple[Contact, bytes, int]]) -> list[tuple[Contact, bytes, int]]:
+        """Those first whose digest most others share; among equals by chance, so that readers spread."""
+        votes = Counter(digest for _, digest, _ in holders)
+        return sorted(holders, key=lambda h: (-votes[h[1]], self._node.engine.rng.random()))
+
+    def _take_own(self, topic: bytes, shard: Shard, done: Refreshed) -> None:
+        """What this node holds itself, verified when it was stored."""
+        node = self._node
+        if node.storage.digest(topic) == shard.index.digest:
+            return
+        now = node.unix()
+        for slot in node.storage.slots(topic):
+            raw = None if shard.index.has(slot.tag, slot.rank[2]) else node.storage.get(topic, slot.tag)
+            if raw is not None and slot.expires > now:
+                with suppress(InvalidRecord):
+                    self._note(node.engine.registry.trust(raw, topic, now), shard, done)
+
+    async def _search(self, topic: bytes, shard: Shard, done: Refreshed) -> None:
+        """Read a shard by datagrams."""
+        for record in (await self._node.find_records(topic)).records:
+            self._note(record, shard, done)
+
+    def _note(self, record: Record, shard: Shard, done: Refreshed) -> None:
+        if shard.take(record):
+            done.records += self._tell(record)
 
     async def _pull(self, holder: Contact, at: tuple[int, int], shard: Shard, done: Refreshed) -> None:
         topic = self.key.topic(at)
@@ -269,7 +334,8 @@ class Market:
                 while message is not None:
                     done.sent += len(message)
                     await stream.send(message)
-                    answer = await stream.receive()
+                    async with asyncio.timeout(PATIENCE_S):
+                        answer = await stream.receive()
                     done.received += len(answer)
                     message = puller.heard(answer)
                 for start in range(0, len(puller.missing), sync.MAX_WANTED):
@@ -282,16 +348,22 @@ class Market:
 
     async def _take(self, stream: Stream, topic: bytes, shard: Shard, done: Refreshed) -> None:
         more = True
-        count = 0
+        count = bad = 0
         while more:
-            frame = await stream.receive()
+            async with asyncio.timeout(PATIENCE_S):
+                frame = await stream.receive()
             done.received += len(frame)
             raws, more = sync.read_records(frame)
             for raw in raws:
-                record = self._node.engine.check(raw, topic, self._node.now())
-                if shard.take(record):
-                    done.records += self._tell(record)
+                try:
+                    self._note(self._node.engine.check(raw, topic, self._node.now()), shard, done)
+                except InvalidRecord:
+                    bad += 1
+                    if bad > MAX_BAD:
+                        raise
                 count += 1
+                if count > MAX_PULLED:
+                    raise BadPacket("a holder that sends more records than a topic has")
                 if count % YIELD_EVERY == 0:
                     await asyncio.sleep(0)
 
@@ -310,34 +382,62 @@ class Market:
         def pushed(record: Record) -> None:
             if shard.take(record):
                 self._tell(record)
+                self._descend(at, shard)
 
         def told(holder: Contact, digest: bytes, total: int) -> None:
             if total == 0 or shard.busy or not self._following:
                 return
             shard.expire(self._node.unix())
+            self._forget_expired()
             if digest != shard.index.digest:
-                self._spawn(self._catch_up(holder, at, shard))
+                shard.busy = True
+                self._spawn(self._catch_up(holder, total, at, shard))
 
         shard.unwatch = self._node.watch(self.key.topic(at), pushed, told)
 
-    def _spawn(self, coroutine: Coroutine[object, object, None]) -> None:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)
+    def _spawn(self, coroutine: Coroutine[object, object, object]) -> None:
+        task: asyncio.Task[object] = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
 
-    async def _catch_up(self, holder: Contact, at: tuple[int, int], shard: Shard) -> None:
-        shard.busy = True
+    def _ended(self, task: asyncio.Task[object]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, P2PError):
+            log.info("following a market failed: %s", error.detail)
+        elif error is not None:
+            log.error("following a market failed", exc_info=error)
+
+    def _descend(self, at: tuple[int, int], shard: Shard) -> None:
+        """Follow the halves of a shard that has grown: publishers may turn to them from now on."""
+        if self._following and not shard.descended and len(shard.index) >= DESCEND_AT and at[0] < MAX_SHARD_BITS:
+            shard.descended = True
+            self._spawn(self._read_tree([(at[0] + 1, at[1] * 2 + half) for half in (0, 1)], Refreshed()))
+
+    def _forget_expired(self) -> None:
+        """Forget the ranks of records that no shard has any more."""
+        if len(self._best) > 2 * self.known() + 1_000:
+            known = {tag for shard in self._shards.values() for tag in shard.ranks}
+            self._best = {tag: rank for tag, rank in self._best.items() if tag in known}
+
+    async def _catch_up(self, holder: Contact, total: int, at: tuple[int, int], shard: Shard) -> None:
         try:
-            await self._pull(holder, at, shard, Refreshed())
-            if len(shard.index) >= DESCEND_AT and at[0] < MAX_SHARD_BITS:
-                for half in (0, 1):
-                    below = (at[0] + 1, at[1] * 2 + half)
-                    if below not in self._shards:
-                        await self._refresh_shard(below, Refreshed())
+            if total <= FEW:
+                await self._search(self.key.topic(at), shard, Refreshed())
+            else:
+                await self._pull(holder, at, shard, Refreshed())
+            self._descend(at, shard)
         except (OSError, EOFError, TimeoutError, BadPacket, InvalidRecord) as e:
             log.info("catching up with %s failed: %s", holder, e)
         finally:
             shard.busy = False
+
+
+def _let_go(shard: Shard) -> None:
+    if shard.unwatch is not None:
+        shard.unwatch()
+        shard.unwatch = None
+    shard.descended = False
 
 
 class _Ear:

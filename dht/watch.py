@@ -224,6 +224,11 @@ class Watching:
             for watch in watches:
                 watch.step(now)
 
+    def stored(self, topic: bytes, record: Record) -> None:
+        """This node is itself a holder and keeps a new record: nobody else may push it here."""
+        for watch in tuple(self._by_topic.get(topic, ())):
+            watch.on_record(record)
+
     def pushed(self, request: Request, now: float) -> bytes:
         """Status of the answer to notify."""
         topic, _ = messages.target_of(request.data)

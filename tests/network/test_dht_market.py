@@ -11,7 +11,8 @@ import msgspec
 import pytest
 
 from dht.contact import Contact
-from dht.market import SPLIT_AT, Market, MarketKey
+from dht.market import DESCEND_AT, SPLIT_AT, Market, MarketKey
+from dht.node import DhtNode
 from dht.records import Record, RecordKind, RecordMeta, Registry
 from dht.stream import TcpFrames
 from dht.topics import offer_topics, offers_topic, shard_of
@@ -102,6 +103,11 @@ class MarketNet(Net):
                     if node.storage.get(topic, checked.tag) is not None:
                         node.storage.put(topic, checked, BIDS, b"", now)
 
+    def outsider(self, topic: bytes) -> DhtNode:
+        """The node farthest from a topic: it holds nothing of it."""
+        target = int.from_bytes(topic, "big")
+        return max(self.nodes, key=lambda n: int.from_bytes(n.node_id, "big") ^ target)
+
     async def close(self) -> None:
         """Stop servers and nodes."""
         for server in self.servers:
@@ -178,7 +184,7 @@ async def test_a_holder_that_breaks_off_does_not_stop_the_reader(net: MarketNet)
         return await TcpFrames.open(contact)
 
     seen: list[Record] = []
-    market = Market(net.nodes[0], KEY, seen.append, open_stream=open_stream)
+    market = Market(net.outsider(KEY.topic((0, 0))), KEY, seen.append, open_stream=open_stream)
     done = await market.refresh()
     assert len(seen) == 40
     assert done.failures == 3
@@ -191,3 +197,91 @@ async def test_a_lying_minority_does_not_send_publishers_astray(net: MarketNet) 
         node.storage.total = lambda topic: 60_000  # type: ignore[method-assign]
     market = Market(net.nodes[9], KEY, lambda _: None, open_stream=TcpFrames.open)
     assert await market.shard_for(bid(1)[0]) == (0, 0)
+
+
+async def test_a_market_whose_holders_serve_no_streams_is_read_by_datagrams(net: MarketNet) -> None:
+    bids = [bid(i) for i in range(30)]
+    net.load(bids)
+
+    async def refused(contact: Contact) -> TcpFrames:
+        raise ConnectionRefusedError(str(contact))
+
+    seen: list[Record] = []
+    market = Market(net.outsider(KEY.topic((0, 0))), KEY, seen.append, open_stream=refused)
+    await market.refresh()
+    assert {r.raw for r in seen} == {b.raw for _, b in bids}
+
+
+async def test_two_holders_that_boast_hide_nothing(net: MarketNet) -> None:
+    """Whoever claims the most must not be the only one that is read."""
+    net.load([bid(i) for i in range(40)])
+    topic = KEY.topic((0, 0))
+    target = int.from_bytes(topic, "big")
+    for n, node in enumerate(sorted(net.nodes, key=lambda n: int.from_bytes(n.node_id, "big") ^ target)[:2]):
+        for slot in node.storage.slots(topic):
+            node.storage._remove(topic, slot)
+        node.storage.total = lambda topic: 60_000  # type: ignore[method-assign]
+        node.storage.digest = lambda topic, n=n: bytes([n]) * 8  # type: ignore[method-assign,misc]
+    seen: list[Record] = []
+    market = Market(net.outsider(topic), KEY, seen.append, open_stream=TcpFrames.open)
+    await market.refresh()
+    assert len(seen) == 40
+
+
+async def test_a_holders_own_records_and_changes_need_no_other_node(net: MarketNet) -> None:
+    (lone,) = [net.make("127.77.1.1")]
+    await lone.start()
+    lone.engine.registry = Registry(Network.REGTEST, (BIDS,))
+    topic = KEY.topic((0, 0))
+
+    def keep(record: Envelope) -> None:
+        lone.engine.keep(topic, lone.engine.registry.check(record.raw, topic, int(time.time())), b"", lone.now())
+
+    keep(bid(1)[1])
+    seen: list[Record] = []
+    market = Market(lone, KEY, seen.append, open_stream=TcpFrames.open)
+    await market.follow()
+    assert [r.raw for r in seen] == [bid(1)[1].raw]
+    gone = bid(1, sequence=2, gone=True)[1]
+    keep(gone)
+    assert seen[-1].raw == gone.raw
+    await market.close()
+
+
+async def test_followers_go_into_the_halves_of_a_shard_that_fills_up_by_pushes(net: MarketNet) -> None:
+    """Publishers turn to the halves once a shard is full; who only watches the whole would not hear of them."""
+    count = DESCEND_AT - 5
+    net.load([bid(i) for i in range(count)])
+    seen: list[Record] = []
+    reader = Market(net.outsider(KEY.topic((0, 0))), KEY, seen.append, open_stream=TcpFrames.open)
+    await reader.follow()
+    assert set(reader.depths()) == {(0, 0)}
+    node = net.nodes[2]
+    await until(lambda: sum(n.engine.watchers.count for n in net.nodes) >= 2)
+    for i in range(count, DESCEND_AT + 5):
+        await node.put(KEY.topic((0, 0)), bid(i)[1], keep=False)
+    await until(lambda: len(seen) == DESCEND_AT + 5)
+    await until(lambda: set(reader.depths()) == {(0, 0), (1, 0), (1, 1)})
+    await until(lambda: sum(n.engine.watchers.count for n in net.nodes) >= 6)
+    offer_id, late = bid(100_000)
+    await node.put(KEY.topic(shard_of(offer_id, 1)), late, keep=False)
+    await until(lambda: seen[-1].raw == late.raw)
+    await reader.close()
+
+
+async def test_an_expired_record_among_others_spoils_nothing(net: MarketNet) -> None:
+    """The holder's clock may be a little behind the reader's."""
+    bids = [bid(i) for i in range(30)]
+    net.load(bids)
+    seen: list[Record] = []
+    reader = net.outsider(KEY.topic((0, 0)))
+    judged = Registry(Network.REGTEST, (BIDS,))
+    stale = bids[3][1].raw
+
+    def check(raw: bytes, topic: bytes, now: int) -> Record:
+        return judged.check(raw, topic, now + 4_000 if raw == stale else now)
+
+    reader.engine.registry.check = check  # type: ignore[method-assign]
+    market = Market(reader, KEY, seen.append, open_stream=TcpFrames.open)
+    done = await market.refresh()
+    assert (len(seen), done.failures) == (29, 0)
