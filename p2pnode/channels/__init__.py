@@ -10,7 +10,7 @@ from __future__ import annotations
 from p2pnode.channels.channels import Channels, Limits, SessionView
 from p2pnode.channels.connection import AnyService, PipeService, Service
 from p2pnode.channels.errors import CannotListen, PeerRefused, PeerUnable, TimedOut, Unreachable
-from p2pnode.channels.links import Dialer, Link, TcpLink, dial_public, dial_tcp
+from p2pnode.channels.links import Dialer, Link, NotPublic, TcpLink, dial_public, dial_tcp
 from p2pnode.channels.pipes import Pipe, PipeBroken
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Dialer",
     "Limits",
     "Link",
+    "NotPublic",
     "PeerRefused",
     "PeerUnable",
     "Pipe",

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import zip_longest
+from math import inf
 from typing import Final, NamedTuple
 
 from p2pnode.channels.connection import AnyService, Connection
@@ -37,6 +38,7 @@ MAX_ADDRESSES: Final = 16
 """Addresses of one peer that are tried."""
 MAX_RELAYS: Final = 4
 """Relays of one peer that are tried."""
+MAX_MISTRUSTED: Final = 1_024
 MAX_ATTEMPTS: Final = 3
 """Sessions that one request may find closing before it gives up."""
 KEY_BYTES: Final = 32
@@ -112,6 +114,8 @@ class Channels:
         self._clock = clock
         self._dialer = dial
         self._guard = DialGuard()
+        self._mistrusted: dict[tuple[NodeKey, NodeKey], float] = {}
+        """(peer, relay) to when a session through that relay left a request without an answer."""
         self._servers: list[asyncio.Server] = []
         self._runs: dict[Connection, asyncio.Task[None]] = {}
         self._by_peer: dict[NodeKey, Connection] = {}
@@ -169,7 +173,8 @@ class Channels:
             async with asyncio.timeout(timeout):
                 for _ in range(MAX_ATTEMPTS):
                     connection = None
-                    connection = await self._connection(peer, (*addresses, *relays[:MAX_RELAYS]))
+                    paths = (*addresses, *self._best_first(peer, relays))
+                    connection = await self._connection(peer, paths)
                     began = loop.time()
                     try:
                         return await connection.request(service, payload, reply_limit)
@@ -252,6 +257,8 @@ class Channels:
 
     def disconnected(self, connection: Connection) -> None:
         """Stop using a session."""
+        if connection.disappointed and connection.relay is not None:
+            self._mistrust(connection.peer, connection.relay)
         if self._by_peer.get(connection.peer) is connection:
             del self._by_peer[connection.peer]
 
@@ -282,8 +289,20 @@ class Channels:
 
     def _distrust(self, connection: Connection) -> None:
         """Use another session from now on: this one's peer has fallen silent."""
+        connection.disappointed = True
         self.disconnected(connection)
         connection.retire()
+
+    def _mistrust(self, peer: NodeKey, relay: NodeKey) -> None:
+        """Try that relay last: it may let handshakes pass and nothing else."""
+        if len(self._mistrusted) >= MAX_MISTRUSTED:
+            del self._mistrusted[next(iter(self._mistrusted))]
+        self._mistrusted.pop((peer, relay), None)
+        self._mistrusted[peer, relay] = asyncio.get_running_loop().time()
+
+    def _best_first(self, peer: NodeKey, relays: Sequence[NodeContact]) -> list[NodeContact]:
+        """The relays of a peer, those that failed it last, and of these the latest last."""
+        return sorted(relays[:MAX_RELAYS], key=lambda relay: self._mistrusted.get((peer, relay.node), -inf))
 
     async def _connection(self, peer: NodeKey, paths: Sequence[Path]) -> Connection:
         """A usable session with the peer. Raises Unreachable."""

@@ -137,6 +137,8 @@ class Connection:
         """Done when the handshake is complete; fails with Unreachable when it does not come to that."""
         self.established_at = 0.0
         """The loop's time of that."""
+        self.disappointed = False
+        """Whether it left a request without an answer."""
         self.peer: NodeKey = b""
         """The node key that the peer proved; empty until the handshake is complete."""
 
@@ -154,6 +156,11 @@ class Connection:
     def origin(self) -> str:
         """What the connection counts under."""
         return self._link.origin
+
+    @property
+    def relay(self) -> NodeKey | None:
+        """The relay that the session runs through, if it does."""
+        return self._link.peer if isinstance(self._link, Pipe) else None
 
     @property
     def endpoint(self) -> Address | None:
@@ -393,6 +400,7 @@ class Connection:
             answer.task = self._spawn(self._serve(stream, answer.service, b"".join(answer.pieces)))
 
     def _on_closed(self, code: int, unseen: frozenset[int], *, by_peer: bool) -> None:
+        self.disappointed |= bool(self._requests)
         why = f"the session with {self._describe()} was closed ({'by the peer, ' if by_peer else ''}code {code})"
         for stream, request in self._requests.items():
             _fail(request.reply, NotTaken() if stream in unseen else Unreachable(why, maybe_received=True))
