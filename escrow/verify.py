@@ -102,7 +102,8 @@ def funding_signatures_hold(plan: FundingPlan, tx: bytes) -> None:
     try:
         for side in Side:
             check_witnesses(shown, side, [witnesses[index] for index in plan.indices(side)])
-    except BadFundingWitness as e:
+    except (BadFundingWitness, OverflowError, ValueError) as e:
+        # The last two: outputs that no funding of ours has, a negative value or a long script.
         raise GateRefused("a signature of the funding transaction is not valid") from e
 
 
