@@ -31,6 +31,7 @@ from p2pnode.api.server import ApiServer
 from p2pnode.api.services import Services
 from p2pnode.arbiters import ArbiterDirectory
 from p2pnode.backends import make_backend, make_wallet
+from p2pnode.booksync import BOOK_SERVICE, BookSync
 from p2pnode.chainwatch import ChainWatch
 from p2pnode.channels import (
     AnyService,
@@ -72,13 +73,13 @@ from p2pnode.reconcile import Reconciler
 from p2pnode.records import record_kinds
 from p2pnode.services.arbiters import ArbiterService
 from p2pnode.services.events import EventService, IdempotencyService
-from p2pnode.services.market import Market
+from p2pnode.services.market import Markets
 from p2pnode.services.node import NodeFacts, NodeService
 from p2pnode.services.offers import OfferService
 from p2pnode.services.peers import PeerService
 from p2pnode.services.trades import TradeService
 from p2pnode.services.views import TradeViews
-from p2pnode.services.wallet import CoinService
+from p2pnode.services.wallet import CoinService, TradeEscrows
 from p2pnode.taking import Taking
 from p2pnode.tradestore import TradeStore
 from protocol import trade_events as ev
@@ -163,7 +164,10 @@ class App:
             await wallet.start()
 
         # Bound late: what answers is made of parts that need the channels themselves.
-        services: dict[int, AnyService] = {RELAY_SERVICE: PipeService(self._relayed)}
+        services: dict[int, AnyService] = {
+            RELAY_SERVICE: PipeService(self._relayed),
+            BOOK_SERVICE: PipeService(self._synced),
+        }
         if backend is not None:
             services[DELIVER_SERVICE] = Service(self._deliver, request_bytes=MAX_ENVELOPE, reply_bytes=0)
         channels = Channels(
@@ -188,6 +192,9 @@ class App:
         own = (self.keyring.persona.public,)
         directory = ArbiterDirectory(database, dht, network, clock, own=own, referenced=self.own.announcement_ids)
         self._parts.push_async_callback(directory.close)
+        self._books = BookSync(channels, dht.storage, dht.unix)
+        market = Markets(self.book, dht, network, clock, self._books.open)
+        self._parts.push_async_callback(market.close)
         publisher = Publisher(
             dht,
             clock,
@@ -197,10 +204,9 @@ class App:
             directory=directory,
             # Without the role, an announcement of earlier must not be kept alive.
             personas=own if arbitrates else (),
+            place=market.topic_for,
         )
         self._parts.push_async_callback(publisher.close)
-        market = Market(self.book, dht, network, clock)
-        self._parts.push_async_callback(market.close)
 
         offers: OfferService | None = None
         trade_service: TradeService | None = None
@@ -228,6 +234,7 @@ class App:
             coins = CoinService(
                 wallet,
                 backend,
+                TradeEscrows(trades),
                 max_fee_rate=config.trade.max_fee_rate_sats_per_kvb,
                 fee_target_blocks=config.wallet.fee_target_blocks,
             )
@@ -332,6 +339,9 @@ class App:
         helper = Helper(network, self.clock, _dialer(config))
         self._door = RelayDoor(relay, helper, reach.registrar)
         return reach
+
+    async def _synced(self, pipe: Pipe) -> None:
+        await self._books.serve(pipe)
 
     async def _relayed(self, pipe: Pipe) -> None:
         await self._door.serve(pipe)

@@ -5,6 +5,8 @@ behind its `sequence` is due at once (so nothing is lost by a crash), everything
 with jitter, so that a network that was started together does not publish together. The holders of a record hand it on
 among themselves; our own repetition heals what they lose, and is all that a record needs that every holder has left.
 
+An offer is put into the shard of its market that is not full (`dht.market`), which is found anew at each time.
+
 Tombstones go out before anything else: until they are there, somebody may try to take what is gone.
 A put counts only when another node took the record. While none does, attempts are made with growing pauses.
 """
@@ -14,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from enum import IntEnum
 from typing import Final
@@ -32,7 +34,7 @@ from p2pnode.database import Database
 from p2pnode.ownoffers import OfferState, OwnOffer, OwnOffers
 from protocol.contact import CONTACT_WORK_BITS, Address, ContactRecord, NodeContact
 from protocol.identity import SigningKey
-from protocol.types import Network
+from protocol.types import Network, Side
 from protocol.wire import Envelope, Kind, pack
 from protocol.work import find_work
 
@@ -48,6 +50,9 @@ MAX_ADDRESSES: Final = 8
 MAX_RELAYS: Final = 4
 MAX_HINTS: Final = 2
 """Addresses in an offer's contact hint, which shares the datagram with the offer."""
+
+Place = Callable[[str, Side, bytes], Awaitable[bytes]]
+"""The topic that an offer belongs under now, by its currency, side and id (`services.market`)."""
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +138,7 @@ class _Item(Struct, frozen=True):
     """What it is the newest version of."""
     urgency: _Urgency
     topic: bytes
+    """Empty for an offer, whose place is found when it is put."""
     envelope: Envelope
     meta: RecordMeta
     own: OwnOffer | None = None
@@ -152,9 +158,13 @@ class Publisher:
         contact: OwnContact | None = None,
         directory: ArbiterDirectory | None = None,
         personas: Sequence[bytes] = (),
+        place: Place | None = None,
         interval: float = REPUBLISH_SECONDS,
     ) -> None:
-        """`personas` are those whose announcements in `directory` are ours; `rng` makes jitter, no secrets."""
+        """`personas` are those whose announcements in `directory` are ours; `rng` makes jitter, no secrets.
+
+        Without `place` every market is one shard.
+        """
         self._dht = dht
         self._network = dht.network
         self._clock = clock
@@ -163,6 +173,7 @@ class Publisher:
         self._contact = contact
         self._directory = directory
         self._personas = tuple(personas)
+        self._place = place or self._undivided
         self._interval = interval
         self._done: dict[bytes, tuple[bytes, float]] = {}
         """By item key: the raw record that was put last, and when it is due again in the event loop's time."""
@@ -284,7 +295,7 @@ class Publisher:
         return _Item(
             offer.offer_id,
             urgency,
-            offers_topic(self._network, offer.currency, offer.side),
+            b"",
             offers.record(own),
             RecordMeta(offer.maker, offer.offer_id, own.sequence, offer.expires, ()),
             own,
@@ -298,14 +309,16 @@ class Publisher:
     async def _put(self, item: _Item, limit: asyncio.Semaphore) -> bool:
         async with limit:
             try:
-                result = await self._dht.put(item.topic, item.envelope)
+                topic = item.topic or await self._place_of(item)
+                # An offer's place may be another next time: only this task puts it again.
+                result = await self._dht.put(topic, item.envelope, keep=item.own is None)
             except NoPeers:
                 return False
             except RecordRejected as e:
                 # A clock that was just set may mend it, so it is tried again, as seldom as everything that fails.
                 log.warning("a record of this node can't be published: %s", e.detail)
                 return False
-        held = self._dht.storage.get(item.topic, tag_of(item.meta)) == item.envelope.raw
+        held = self._dht.storage.get(topic, tag_of(item.meta)) == item.envelope.raw
         others = result.acks - held
         if result.newer is not None:
             log.warning("the DHT holds a newer record than ours: does another node use the same keys?")
@@ -317,6 +330,15 @@ class Publisher:
         progress, self._progress = self._progress, asyncio.Event()
         progress.set()
         return True
+
+    async def _place_of(self, item: _Item) -> bytes:
+        if item.own is None:
+            raise AssertionError("what is no offer has its topic")
+        offer = item.own.offer
+        return await self._place(offer.currency, offer.side, offer.offer_id)
+
+    async def _undivided(self, currency: str, side: Side, _: bytes) -> bytes:
+        return offers_topic(self._network, currency, side)
 
     def _schedule(self, item: _Item) -> None:
         again = self._time() + self._interval * self._rng.uniform(0.75, 1.0)

@@ -35,7 +35,7 @@ from p2pnode.services.choosing import (
     known_arbiters,
     named_arbiters,
 )
-from p2pnode.services.market import Market
+from p2pnode.services.market import Markets
 from p2pnode.services.views import SIDES, OfferViews, Prices, TradeViews, only
 from p2pnode.taking import ArbiterChoice
 from p2pnode.tradestore import TradeStore
@@ -108,7 +108,7 @@ class OfferService:
         self,
         own: OwnOffers,
         book: OfferBook,
-        market: Market,
+        market: Markets,
         directory: ArbiterDirectory,
         publisher: Publisher,
         taker: Taker,

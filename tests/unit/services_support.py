@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dht.engine import EngineConfig
 from dht.node import DhtConfig, DhtNode, Seed
+from dht.stream import TcpFrames
 from escrow.address import address_of
 from escrow.coins import OutPoint
 from escrow.script import escrow_script
@@ -31,7 +32,7 @@ from p2pnode.ownoffers import OwnOffers
 from p2pnode.policy import TradePolicy
 from p2pnode.publisher import OwnContact, Publisher
 from p2pnode.records import record_kinds
-from p2pnode.services.market import Market
+from p2pnode.services.market import Markets
 from p2pnode.services.offers import OfferService
 from p2pnode.services.trades import TradeService
 from p2pnode.services.views import Prices, TradeViews
@@ -188,6 +189,8 @@ class Party:
         self.contact = OwnContact(
             self.database, self.keyring.persona, NETWORK, clock, self.keyring.node.public, lambda: self.address
         )
+        # Few offers: no stream is opened.
+        self.market = Markets(self.book, self.dht, NETWORK, clock, TcpFrames.open, fresh_seconds=0.0)
         self.publisher = Publisher(
             self.dht,
             clock,
@@ -196,8 +199,8 @@ class Party:
             contact=self.contact,
             directory=self.directory,
             personas=(self.persona,),
+            place=self.market.topic_for,
         )
-        self.market = Market(self.book, self.dht, NETWORK, clock, fresh_seconds=0.0)
         self.views = TradeViews(self.trades, NETWORK, describe_escrow)
         self.backend = TwinBackend(chain)
         self.held: dict[OutPoint, bytes] = {}

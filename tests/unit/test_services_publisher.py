@@ -48,8 +48,8 @@ def listen(party: Party, monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, i
     results: list[tuple[bytes, int]] = []
     put = party.dht.put
 
-    async def heard(topic: bytes, record: Envelope) -> PutResult:
-        result = await put(topic, record)
+    async def heard(topic: bytes, record: Envelope, *, keep: bool) -> PutResult:
+        result = await put(topic, record, keep=keep)
         results.append((record.raw, result.acks))
         return result
 
