@@ -33,11 +33,11 @@ MAILBOX_SLOTS: Final = 192
 """Slips and answers in one mailbox. About three fit a datagram, and a reader asks each holder for 64 of them."""
 
 
-def record_kinds(network: Network) -> tuple[RecordKind, ...]:
-    """All kinds, for one network."""
+def record_kinds(network: Network, *, offer_work: int = OFFER_WORK_BITS) -> tuple[RecordKind, ...]:
+    """All kinds, for one network. `offer_work`: bits of proof of work that an offer needs."""
 
     def offer(envelope: Envelope, now: int) -> RecordMeta:
-        value = read_offer(envelope, network, now)
+        value = read_offer(envelope, network, now, work=offer_work)
         return RecordMeta(
             publisher=value.maker,
             sub_key=value.offer_id,
@@ -123,7 +123,7 @@ def record_kinds(network: Network) -> tuple[RecordKind, ...]:
         )
 
     return (
-        RecordKind(Kind.OFFER, offer, max_lifetime_s=MAX_OFFER_LIFETIME, min_pow_bits=OFFER_WORK_BITS),
+        RecordKind(Kind.OFFER, offer, max_lifetime_s=MAX_OFFER_LIFETIME, min_pow_bits=offer_work),
         RecordKind(Kind.OFFER_REVOCATION, revocation, max_bytes=512, max_lifetime_s=MAX_OFFER_LIFETIME),
         RecordKind(
             Kind.CONTACT,
