@@ -13,6 +13,7 @@ import logging
 import random
 import signal
 import time
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Final, Self
@@ -58,6 +59,7 @@ from p2pnode.executor import Executor
 from p2pnode.intake import Intake
 from p2pnode.keyring import Keyring
 from p2pnode.keystore import Keys
+from p2pnode.mailbox import Mailbox
 from p2pnode.notices import Notices
 from p2pnode.offerbook import OfferBook
 from p2pnode.ownoffers import OwnOffers
@@ -208,6 +210,7 @@ class App:
         )
         self._parts.push_async_callback(publisher.close)
 
+        on_entry = [publisher.kick, reach.kick]
         offers: OfferService | None = None
         trade_service: TradeService | None = None
         coins: CoinService | None = None
@@ -240,17 +243,23 @@ class App:
             )
             await _release_orphans(wallet, trades)
             self.own.reconcile()
-            for part in (watch, executor, delivery, reconciler):
+            rng = random.SystemRandom()
+            mailbox = Mailbox(trades, delivery, self._deliver, dht, (self.keyring.persona,), clock, rng)
+            channels.subscribe(delivery.appeared)
+            channels.subscribe(lambda _peer: mailbox.kick())
+            on_entry.append(mailbox.kick)
+            for part in (watch, executor, delivery, reconciler, mailbox):
                 self._parts.push_async_callback(part.close)
             await watch.start()
             executor.start()
             delivery.start()
             reconciler.start()
+            mailbox.start()
 
         publisher.start()
         reach.subscribe(publisher.kick)
         reach.start()
-        self._spawn_bootstrap(dht, publisher, reach)
+        self._spawn_bootstrap(dht, on_entry)
         persona = self.keyring.persona.public
         facts = NodeFacts(
             network=network,
@@ -400,7 +409,8 @@ class App:
 
         self._parts.push_async_callback(end)
 
-    def _spawn_bootstrap(self, dht: DhtNode, publisher: Publisher, reach: Reachability) -> None:
+    def _spawn_bootstrap(self, dht: DhtNode, on_entry: Sequence[Callable[[], None]]) -> None:
+        """Keep trying to enter the network while nobody is known; call `on_entry` once somebody is."""
         seeds = [Seed.parse(text) for text in self.config.node.seeds]
 
         async def enter() -> None:
@@ -409,8 +419,8 @@ class App:
                     known = await dht.bootstrap(seeds)
                     if known:
                         log.info("entered the network: %d nodes known", known)
-                        publisher.kick()
-                        reach.kick()
+                        for listener in on_entry:
+                            listener()
                     elif seeds:
                         log.warning("no seed answers; trying again in %d s", BOOTSTRAP_PAUSE)
                 await asyncio.sleep(BOOTSTRAP_PAUSE)

@@ -85,7 +85,7 @@ class Pace(Struct, frozen=True):
 
     reading: float = 240.0
     answers: float = 180.0
-    gap: float = 5.0
+    gap: float = 15.0
     """Least time between two rounds, however often they are asked for."""
     retry: float = 2.0
     """First pause after a round that could not do everything; doubles up to the ordinary one."""
