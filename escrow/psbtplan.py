@@ -56,7 +56,7 @@ from escrow.psbt import (
 from escrow.script import Role
 from escrow.signatures import SIGHASH_ALL
 from escrow.sizes import is_p2tr, is_p2wpkh
-from escrow.transactions import NotATransaction, Witness, find_output, txid_of
+from escrow.transactions import NotATransaction, Witness, find_output
 from protocol.contract import Contract
 from protocol.errors import P2PError
 from protocol.outcome import Outcome, ReleaseOutcome
@@ -261,4 +261,4 @@ def _origin_fields(
 
 def previous_by_txid(*transactions: bytes) -> dict[bytes, bytes]:
     """Whole transactions by their txids. Raises NotATransaction."""
-    return {txid_of(raw): raw for raw in transactions}
+    return {find_output(raw, 0)[0]: raw for raw in transactions}

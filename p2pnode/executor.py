@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Final, Protocol, assert_never
 
 from escrow.chain.base import ChainBackend, Rejected
-from escrow.funding import in_message_order
 from escrow.inputs import assemble_funding, check_witnesses
 from escrow.payout import assemble_payout, sign_payout
+from escrow.psbtplan import previous_by_txid
 from escrow.script import Role
 from escrow.verify import gate_funding, gate_payout
 from escrow.wallet.base import Wallet
@@ -26,17 +26,22 @@ from p2pnode.contracting import Derived, agreed_arbiters, derive
 from p2pnode.contribution import Contributor
 from p2pnode.engine import Engine, own_persona
 from p2pnode.keyring import Keyring
+from p2pnode.signing import AwaitingSignature, FundingSigner, WalletSigner
 from p2pnode.tradestore import PendingEffect
 from protocol import trade_events as ev
+from protocol import trade_state as st
 from protocol.contract import build_contract, sign_contract
 from protocol.errors import Action, IllegalTransition, LocalError, P2PError
-from protocol.messages import Accept, Details
+from protocol.messages import Accept, Details, decode
 from protocol.trade import WITHDRAWN, witnesses_of
 from protocol.trade_state import TradeState
 from protocol.types import Side
+from protocol.wire import parse_envelope
 
 FIRST_PAUSE: Final = 0.25
 LONGEST_PAUSE: Final = 60.0
+PERSONS_PAUSE: Final = 2.0
+"""Between two looks whether a person has signed."""
 RECLAIM_RATE_FACTOR: Final = 2
 """A reclaim must beat the transaction that it replaces, and be mined before the counterparty thinks again."""
 
@@ -80,6 +85,8 @@ class Executor:
         files: ContractFiles,
         clock: Clock,
     ) -> None:
+        self.signer: FundingSigner = WalletSigner(wallet)
+        """Signs our inputs of fundings; set another one before `start` where the keys are elsewhere."""
         self._engine = engine
         self._trades = engine.trades
         self._wallet = wallet
@@ -118,6 +125,9 @@ class Executor:
             try:
                 await self._run(pending[0])
                 pause = FIRST_PAUSE
+            except AwaitingSignature as e:
+                log.info("%s waits: %s", type(pending[0].effect).__name__, e.detail)
+                pause = PERSONS_PAUSE / 2
             except P2PError as e:
                 log.warning("%s waits: %s", type(pending[0].effect).__name__, e.detail)
             except Exception:
@@ -200,8 +210,11 @@ class Executor:
         signature = sign_contract(contract, state.network, seed)
         return ev.ContributionReady(contribution.previous, contract, facts, signature, contribution.opened)
 
-    async def _sign_funding(self, accept: Accept | None, state: TradeState) -> ev.TradeEvent:
+    async def _sign_funding(self, accept: Accept | None, state: TradeState) -> ev.TradeEvent | None:
         """Export, sign the contract, sign our inputs; what we hand out passes the check that the peer will make."""
+        if not isinstance(state.phase, st.SigningFunding):
+            # The user may have left while a person was asked to sign; what was asked for later must not wait for that.
+            return None
         derived = _derived(state)
         if state.contract is None:
             raise NotDerivable
@@ -209,11 +222,21 @@ class Executor:
         plan = derived.funding
         witnesses: tuple[tuple[bytes, ...], ...] = ()
         if plan.indices(state.side):
-            by_index = await self._wallet.sign_inputs(plan.unsigned, holder=state.trade_id)
-            witnesses = in_message_order(plan, state.side, by_index)
+            previous = self._previous(accept, state)
+            witnesses = await self.signer.sign_funding(plan, state.side, previous, holder=state.trade_id)
         check_witnesses(plan, state.side, witnesses)
         signature = sign_contract(state.contract, state.network, self._keyring.persona_key(own_persona(state)).seed)
         return ev.FundingSigned(witnesses, signature, accept)
+
+    def _previous(self, accept: Accept | None, state: TradeState) -> dict[bytes, bytes]:
+        """The whole previous transactions of both parties by txid: some signing devices ask for all of them."""
+        if accept is None:
+            # It was the first message of the maker.
+            raw = self._trades.message(state.trade_id, 0, out=state.made)
+            payload = None if raw is None else decode(parse_envelope(raw, state.network)).payload
+            accept = payload if isinstance(payload, Accept) else None
+        makers = accept.funding.previous if accept is not None else ()
+        return previous_by_txid(*state.take.funding.previous, *makers)
 
     async def _broadcast_funding(self, state: TradeState) -> ev.TradeEvent:
         if state.contract is None:
