@@ -137,6 +137,8 @@ class OfferService:
         self._clock = clock
         self._currencies = tuple(currencies)
         self._views = OfferViews(prices)
+        self._taking: set[bytes] = set()
+        """Offers whose take is being prepared."""
 
     # --- one's own ----------------------------------------------------------------------------------------------
 
@@ -219,8 +221,15 @@ class OfferService:
             amount=wanted.amount_sats,
             limit=wanted.limit,
         )
-        page = self._book.search(question, self._clock.now(), after=wanted.cursor)
-        return OfferPage(offers=tuple(self._listed(entry) for entry in page.entries), next=page.next)
+        shown: list[BookEntry] = []
+        after = wanted.cursor
+        while True:
+            page = self._book.search(question, self._clock.now(), after=after)
+            shown += [entry for entry in page.entries if not self._ours_already(entry.offer)]
+            after = page.next
+            if after is None or shown:
+                # A page may be shorter than asked for, but not empty while more follow.
+                return OfferPage(offers=tuple(self._listed(entry) for entry in shown), next=after)
 
     async def show(self, offer: str) -> OfferView:
         """One offer, own or of the book. Raises NotFound, OfferClosed, AmbiguousId."""
@@ -235,6 +244,23 @@ class OfferService:
         Raises NotFound, OfferClosed, AmbiguousId, OfferChanged, BadTake, OutOfRange, NoArbiter, and what the taker
         raises (InsufficientFunds and others).
         """
+        found = self._to_take(offer)
+        if self._ours_already(found.offer):
+            raise BadTake("you have taken that offer already: see `p2pnode trade list`")
+        self._taking.add(found.offer.offer_id)
+        try:
+            return await self._take(offer, request)
+        finally:
+            self._taking.discard(found.offer.offer_id)
+
+    def _ours_already(self, offer: Offer) -> bool:
+        """Whether we are taking this offer or have a trade of it that did not end at once: it is not to be taken."""
+        return offer.offer_id in self._taking or any(
+            not stored.state.made and not isinstance(stored.state.phase, st.Declined | st.Cancelled)
+            for stored in self._trades.of_offer(offer.offer_id)
+        )
+
+    async def _take(self, offer: str, request: TakeRequest) -> TradeView:
         found = self._to_take(offer)
         await self._market.refresh((found.offer.currency,), (found.offer.side,), wait_seconds=TAKE_REFRESH_SECONDS)
         found = self._to_take(offer)

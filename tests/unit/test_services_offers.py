@@ -18,6 +18,7 @@ from p2pnode.offerbook import BadCursor
 from p2pnode.ownoffers import OfferNotOpen, OfferTooLarge, ShorterLife
 from p2pnode.services.choosing import NoArbiter
 from p2pnode.services.offers import MAX_PER_MARKET, BadTake, OfferChanged, OfferClosed
+from protocol import trade_events as ev
 from protocol.contact import NodeContact
 from protocol.errors import NotFound, P2PError
 from protocol.identity import BadId, persona_text
@@ -386,6 +387,30 @@ async def test_a_take_is_recorded_with_the_makers_first_choices(nodes: list[Part
     assert stored.state.offer.offer_id.hex() == made.id
 
 
+async def test_an_offer_that_we_are_taking_or_trade_on_is_neither_listed_nor_taken_twice(nodes: list[Party]) -> None:
+    maker, taker, *_ = nodes
+    made = await maker.offers.create(DRAFT)
+    other = await maker.offers.create(DRAFT)
+    await taker.offers.find(OfferFilter(currency="EUR"))
+
+    async def listed() -> set[str]:
+        return {o.id for o in (await taker.offers.find(OfferFilter(currency="EUR"))).offers}
+
+    first = asyncio.create_task(taker.offers.take(made.id, TAKE))
+    await asyncio.sleep(0)
+    with pytest.raises(BadTake, match="already"):
+        await taker.offers.take(made.id, TAKE)
+    assert await listed() == {other.id}
+    trade = await first
+    assert await listed() == {other.id}
+    page = await taker.offers.find(OfferFilter(currency="EUR", limit=1))
+    assert [o.id for o in page.offers] == [other.id]
+    with pytest.raises(BadTake, match="already"):
+        await taker.offers.take(made.id, TAKE)
+    taker.engine.apply(bytes.fromhex(trade.id), ev.Cancel("no"))
+    assert await listed() == {made.id, other.id}
+
+
 async def test_the_takers_wishes_are_followed_or_refused(nodes: list[Party]) -> None:
     maker, taker, arbiter, second = nodes
     a, b = persona_text(arbiter.persona), persona_text(second.persona)
@@ -402,6 +427,7 @@ async def test_the_takers_wishes_are_followed_or_refused(nodes: list[Party]) -> 
         taker.fund(1_000_000)
         view = await taker.offers.take(made.id, replace(TAKE, **wish))
         assert (view.arbiter, view.backup, view.escrow.type) == got
+        taker.engine.apply(bytes.fromhex(view.id), ev.Cancel("another wish"))
     before = len(taker.trades.all())
     for wish, error, says in (
         ({"arbiter": persona_text(maker.persona)}, NoArbiter, "does not accept it"),
@@ -478,6 +504,7 @@ async def test_an_arbiter_of_the_offer_who_takes_it_does_not_judge_itself(nodes:
     arbiter.fund(5_000_000)
     view = await arbiter.offers.take(made.id, TAKE)
     assert (view.arbiter, view.backup, view.escrow.type) == (persona_text(second.persona), None, 1)
+    arbiter.engine.apply(bytes.fromhex(view.id), ev.Cancel("no"))
     with pytest.raises(NoArbiter, match="party of the trade"):
         await arbiter.offers.take(made.id, replace(TAKE, arbiter=persona_text(arbiter.persona)))
 
