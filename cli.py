@@ -61,6 +61,7 @@ def init(args: argparse.Namespace) -> int:
         restore=args.restore,
         no_passphrase=args.no_passphrase,
         with_extra=args.mnemonic_passphrase,
+        birthday=args.birthday,
     )
     setup.show(made, as_json=_json(args))
     return 0
@@ -87,6 +88,31 @@ def run(args: argparse.Namespace) -> int:
     from p2pnode.console import launch, requests
 
     launch.run(requests.settings(args), requests.config_file(args))
+    return 0
+
+
+def backup(args: argparse.Namespace) -> int:
+    """`p2pnode backup`."""
+    from p2pnode.console import requests, safekeeping
+
+    made = safekeeping.make_backup(requests.settings(args), requests.config_file(args), args.file)
+    safekeeping.tell_backup(made, as_json=_json(args))
+    return 0
+
+
+def restore(args: argparse.Namespace) -> int:
+    """`p2pnode restore`."""
+    from p2pnode.console import requests, safekeeping, setup
+
+    made = safekeeping.restore(
+        requests.settings(args),
+        requests.config_file(args),
+        args.file,
+        words=args.words,
+        no_passphrase=args.no_passphrase,
+        with_extra=args.mnemonic_passphrase,
+    )
+    setup.show(made, as_json=_json(args))
     return 0
 
 
@@ -212,6 +238,19 @@ def trade_cancel(args: argparse.Namespace) -> int:
     return _ask(args, lambda node: _busy("Leaving the trade", node.trade_cancel(args.trade, args.reason)))
 
 
+def trade_psbt(args: argparse.Namespace) -> int:
+    """`p2pnode trade psbt`."""
+    from pathlib import Path
+
+    from p2pnode.console import psbt, requests
+
+    view = psbt.trade_psbt(args, requests.data_dir(args))
+    if args.out is not None:
+        psbt.write_out(view, Path(args.out))
+    psbt.show(view, as_json=_json(args))
+    return 0
+
+
 # --- wallet, peers, arbiters ---------------------------------------------------------------------------------------
 
 
@@ -234,7 +273,94 @@ def wallet_balance(args: argparse.Namespace) -> int:
 
 def wallet_address(args: argparse.Namespace) -> int:
     """`p2pnode wallet address`."""
-    return _ask(args, lambda node: _busy("Making an address", node.address(args.label)))
+
+    async def act(node: Client) -> schema.Response:
+        made = await _busy("Making an address", node.address(args.label))
+        if args.qr and not _json(args):
+            from p2pnode.console.qr import payment_code
+
+            print(payment_code(made.address))
+        return made
+
+    return _ask(args, act)
+
+
+def wallet_consolidate(args: argparse.Namespace) -> int:
+    """`p2pnode wallet consolidate`."""
+    from p2pnode.console import requests
+
+    async def act(node: Client) -> schema.Response | None:
+        if not _sure(args, "Put the coins together? Whoever looks will know that they are one person's."):
+            return None
+        return await _busy("Sending", node.consolidate(requests.consolidation(args)))
+
+    return _ask(args, act)
+
+
+def wallet_bump(args: argparse.Namespace) -> int:
+    """`p2pnode wallet bump`."""
+    from p2pnode.console import requests
+
+    request = requests.bump(args)
+
+    async def act(node: Client) -> schema.Response | None:
+        if not _sure(args, f"Raise the fee of {request.txid}?"):
+            return None
+        return await _busy("Sending", node.bump(request))
+
+    return _ask(args, act)
+
+
+def wallet_freeze(args: argparse.Namespace) -> int:
+    """`p2pnode wallet freeze`."""
+    return _ask(args, lambda node: _busy("Setting aside", node.freeze(args.coins)))
+
+
+def wallet_thaw(args: argparse.Namespace) -> int:
+    """`p2pnode wallet thaw`."""
+    return _ask(args, lambda node: _busy("Giving back", node.freeze(args.coins, frozen=False)))
+
+
+def wallet_label(args: argparse.Namespace) -> int:
+    """`p2pnode wallet label`."""
+    from p2pnode.console import requests
+
+    record = requests.label(args)
+    return _ask(args, lambda node: _busy("Keeping the label", node.set_labels([record])))
+
+
+def wallet_labels(args: argparse.Namespace) -> int:
+    """`p2pnode wallet labels`."""
+    from p2pnode.console import labelfile
+
+    async def act(node: Client) -> schema.Response | None:
+        if args.import_ is not None:
+            await _busy("Importing labels", labelfile.import_(node, args.import_))
+        found = await _busy("Reading labels", node.labels())
+        if args.export is not None:
+            labelfile.export(found, args.export)
+        return found
+
+    return _ask(args, act, quiet=args.export == "-")
+
+
+def wallet_descriptors(args: argparse.Namespace) -> int:
+    """`p2pnode wallet descriptors`."""
+    if not args.private:
+        return _ask(args, lambda node: _busy("Reading the wallet", node.descriptors()))
+    from p2pnode.console import requests, safekeeping
+    from p2pnode.console.tables import show
+
+    show(safekeeping.private_descriptors(requests.settings(args), requests.config_file(args)), as_json=_json(args))
+    return 0
+
+
+def wallet_check_words(args: argparse.Namespace) -> int:
+    """`p2pnode wallet check-words`."""
+    from p2pnode.console import requests, safekeeping
+
+    safekeeping.check_words(requests.settings(args), requests.config_file(args), args.count)
+    return 0
 
 
 def wallet_history(args: argparse.Namespace) -> int:
@@ -278,8 +404,10 @@ def arbiter_list(args: argparse.Namespace) -> int:
 # --- how a verb talks to the node and to the user -----------------------------------------------------------------
 
 
-def _ask(args: argparse.Namespace, act: Callable[[Client], Awaitable[schema.Response | None]]) -> int:
-    """Run `act` with a client of the node, show what comes back, and return the exit code."""
+def _ask(
+    args: argparse.Namespace, act: Callable[[Client], Awaitable[schema.Response | None]], *, quiet: bool = False
+) -> int:
+    """Run `act` with a client of the node, show what comes back unless `quiet`, and return the exit code."""
     import asyncio
 
     from p2pnode.client import Client
@@ -294,7 +422,8 @@ def _ask(args: argparse.Namespace, act: Callable[[Client], Awaitable[schema.Resp
     if view is None:
         print("Nothing was done.", file=sys.stderr)
         return 1
-    show(view, as_json=_json(args))
+    if not quiet:
+        show(view, as_json=_json(args))
     failed = getattr(args, "wait", False) and getattr(view, "phase", "") in UNHAPPY
     return 4 if failed else 0
 
@@ -332,6 +461,8 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": run,
     "info": info,
     "stop": stop,
+    "backup": backup,
+    "restore": restore,
     "demo": demo,
     "offer create": offer_create,
     "offer list": offer_list,
@@ -344,9 +475,18 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "trade pay": trade_pay,
     "trade release": trade_release,
     "trade cancel": trade_cancel,
+    "trade psbt": trade_psbt,
     "wallet balance": wallet_balance,
     "wallet address": wallet_address,
     "wallet send": wallet_send,
+    "wallet consolidate": wallet_consolidate,
+    "wallet bump": wallet_bump,
+    "wallet freeze": wallet_freeze,
+    "wallet thaw": wallet_thaw,
+    "wallet label": wallet_label,
+    "wallet labels": wallet_labels,
+    "wallet descriptors": wallet_descriptors,
+    "wallet check-words": wallet_check_words,
     "wallet history": wallet_history,
     "wallet utxos": wallet_utxos,
     "peer list": peer_list,

@@ -134,13 +134,19 @@ def _node_verbs(verbs: _Verbs) -> None:
         "set up a node: its folder, its configuration, and a new or restored mnemonic",
         "  p2pnode init --network signet\n"
         "  p2pnode init --config configs/arbiter.toml --datadir ~/arbiter\n"
-        "  p2pnode init --restore words.txt          the words of an earlier node\n"
+        "  p2pnode init --restore words.txt --birthday 2026-11-21      the words of an earlier node\n"
         "  p2pnode init --network regtest --no-passphrase --json\n\n"
         "The passphrase is asked for, or taken from P2PNODE_PASSPHRASE or keystore.passphrase_file.\n",
     )
     _settings(init)
     init.add_argument(
         "--restore", nargs="?", const="-", metavar="FILE", help="take the mnemonic from FILE or standard input"
+    )
+    init.add_argument(
+        "--birthday",
+        type=_typed("birthday"),
+        metavar="HEIGHT|DATE",
+        help="with --restore: no coin is older than this (the first block with segwit)",
     )
     init.add_argument(
         "--mnemonic-passphrase",
@@ -160,6 +166,28 @@ def _node_verbs(verbs: _Verbs) -> None:
     stop = verbs.add("stop", "shut the node down in order and wait until it is gone")
     stop.add_argument("--no-wait", action="store_true", help="return at once")
     _timeout(stop)
+    backup = verbs.add(
+        "backup",
+        "write trades, wallet and settings to one encrypted file; the node may run",
+        "  p2pnode backup ~/p2pnode.backup\n\n"
+        "Only the mnemonic opens it, so keep the words too, and elsewhere. Make a new one whenever a trade moves on.\n",
+    )
+    backup.add_argument("file", metavar="FILE", help="where to; a file that is there is replaced")
+    restore = verbs.add(
+        "restore",
+        "set a node up from its backup and its mnemonic",
+        "  p2pnode restore ~/p2pnode.backup --words words.txt --datadir ~/p2pnode-new\n\n"
+        "Never run the old node and the restored one at the same time: they are the same trader.\n",
+    )
+    _settings(restore)
+    restore.add_argument("file", metavar="FILE", help="what `p2pnode backup` wrote")
+    restore.add_argument("--words", metavar="FILE", default="-", help="the mnemonic (from standard input)")
+    restore.add_argument(
+        "--mnemonic-passphrase",
+        action="store_true",
+        help="the mnemonic has a passphrase of its own (BIP39): ask for it, or take P2PNODE_MNEMONIC_PASSPHRASE",
+    )
+    restore.add_argument("--no-passphrase", action="store_true", help="leave the mnemonic unencrypted on disk")
     demo = verbs.add(
         "demo",
         "a whole trade between real nodes on a regtest chain of its own",
@@ -288,6 +316,21 @@ def _trade_verbs(top: _Verbs) -> None:
     cancel = verbs.add("cancel", "leave a trade that is not funded")
     _trade_id(cancel)
     cancel.add_argument("--reason", default="", metavar="TEXT", help="a line for the counterparty")
+    _psbt_verb(verbs)
+
+
+def _psbt_verb(verbs: _Verbs) -> None:
+    psbt = verbs.add(
+        "psbt",
+        "PSBTs of a trade, for coins whose keys are in another wallet",
+        "  p2pnode trade psbt 81bd02f7 --out funding.psbt          what is to be signed\n"
+        "  p2pnode trade psbt 81bd02f7 --import signed.psbt        what the other wallet made of it\n"
+        "  p2pnode trade psbt 81bd02f7 --payout                    the release\n",
+    )
+    _trade_id(psbt)
+    psbt.add_argument("--import", dest="import_file", metavar="FILE", help="give the signed funding back")
+    psbt.add_argument("--payout", action="store_true", help="the release instead of the funding")
+    psbt.add_argument("--out", metavar="FILE", help="write the PSBT there as well")
 
 
 def _recover_verb(top: _Verbs) -> None:
@@ -337,6 +380,7 @@ def _wallet_verbs(top: _Verbs) -> None:
     verbs.add("balance", "show the balance")
     address = verbs.add("address", "make a fresh receiving address")
     address.add_argument("--label", default="", metavar="TEXT", help="a note for yourself")
+    address.add_argument("--qr", action="store_true", help="draw it as a QR code as well")
     send = verbs.add(
         "send",
         "pay to an address",
@@ -344,11 +388,59 @@ def _wallet_verbs(top: _Verbs) -> None:
     )
     send.add_argument("address", help="where to")
     send.add_argument("amount", type=_typed("send_amount"), help="0.01, 1000000sat, or all")
-    send.add_argument("--fee-rate", type=_typed("fee_rate"), metavar="SAT/VB", help="by default what the chain asks")
+    _rate(send)
+    _coins(send, "pay with exactly this coin; repeatable")
     _yes(send)
+    merge = verbs.add(
+        "consolidate",
+        "make one coin of many, while fees are low",
+        "  p2pnode wallet consolidate --below 0.001 --fee-rate 1\n",
+    )
+    merge.add_argument("--below", type=_typed("positive_sats"), metavar="AMOUNT", help="only coins smaller than this")
+    _coins(merge, "only this coin; repeatable")
+    _rate(merge)
+    _yes(merge)
+    bump = verbs.add(
+        "bump",
+        "raise the fee of a transaction that waits: yours, a trade's funding or payout, or one that pays you",
+        f"  p2pnode wallet bump {'1f' * 32} --fee-rate 12\n",
+    )
+    bump.add_argument("txid", metavar="TXID", help="the transaction")
+    _rate(bump)
+    _yes(bump)
     history = verbs.add("history", "list transactions, newest first")
     history.add_argument("--limit", type=_typed("history_limit"), default=50, metavar="N", help="at most (50)")
     verbs.add("utxos", "list unspent coins, largest first")
+    freeze = verbs.add("freeze", "set coins aside: nothing spends them until they are thawed")
+    freeze.add_argument("coins", type=_typed("coin"), nargs="+", metavar="COIN", help="txid:number, as `utxos` lists it")
+    thaw = verbs.add("thaw", "give frozen coins back")
+    thaw.add_argument("coins", type=_typed("coin"), nargs="+", metavar="COIN", help="txid:number, as `utxos` lists it")
+    label = verbs.add("label", "put a label on an address, a coin or a transaction; an empty one takes it away")
+    label.add_argument("of", metavar="WHAT", help="an address, a coin (txid:number) or a txid")
+    label.add_argument("label", metavar="TEXT", help="what you want to be reminded of")
+    export = verbs.add("labels", "list all labels, or export or import them as other wallets do (BIP329)")
+    export.add_argument("--export", metavar="FILE", help="write them to FILE, one JSON object per line; -: to stdout")
+    export.add_argument("--import", dest="import_", metavar="FILE", help="add those of FILE; nothing if a line is wrong")
+    descriptors = verbs.add("descriptors", "show the wallet's descriptors, to watch it with another program")
+    descriptors.add_argument(
+        "--private", action="store_true", help="with the private key: whoever sees it can spend all; asks for passphrase"
+    )
+    words = verbs.add(
+        "check-words",
+        "check that you wrote the mnemonic down: asks for some of its words",
+        "  p2pnode wallet check-words --count 6\n",
+    )
+    words.add_argument("--count", type=_typed("word_count"), default=4, metavar="N", help="how many words (4)")
+
+
+def _rate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--fee-rate", type=_typed("fee_rate"), metavar="SAT/VB", help="by default what the chain asks")
+
+
+def _coins(parser: argparse.ArgumentParser, about: str) -> None:
+    parser.add_argument(
+        "--coin", type=_typed("coin"), action="append", default=[], metavar="TXID:NUMBER", help=about
+    )
 
 
 def _other_verbs(top: _Verbs) -> None:
