@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from escrow.chain.bitcoind import BitcoindBackend, BitcoindConfig
 from escrow.chain.rpc import CookieLogin, Login, PasswordLogin
-from escrow.wallet.bdk import BdkEngine
+from escrow.wallet.account import Account
+from escrow.wallet.engines import make_engine
 from escrow.wallet.hot import HotWallet, WalletOptions
+from escrow.wallet.native import WatchEngine
 from escrow.wallet.reservations import SqliteReservations
+from p2pnode.birthday import parse_birthday
 from p2pnode.clock import Clock
 from p2pnode.config import Config
 from p2pnode.database import Database
@@ -47,12 +50,21 @@ def _topics(addresses: tuple[str, ...]) -> dict[str, str] | None:
 
 
 def make_wallet(config: Config, keys: Keys, backend: BitcoindBackend, database: Database, clock: Clock) -> HotWallet:
-    """The wallet over a started backend, not started itself."""
+    """The wallet over a started backend, not started itself. Raises NoBdk, BadDescriptor."""
+    watched = config.wallet.watch
+    height, born = parse_birthday(config.wallet.birthday)
     return HotWallet(
-        BdkEngine(keys.seed.master, config.network),
+        WatchEngine(Account.parse(watched, config.network))
+        if watched
+        else make_engine(keys.seed.master, config.network, config.wallet.engine),
         backend,
         SqliteReservations(database.connection),
         DataDir(config.data_dir).path / WALLET_FILE,
         clock.now,
-        WalletOptions(max_fee_rate=config.trade.max_fee_rate_sats_per_kvb),
+        WalletOptions(
+            max_fee_rate=config.trade.max_fee_rate_sats_per_kvb,
+            birthday=height,
+            born=born,
+            gap_limit=config.wallet.gap_limit,
+        ),
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -176,6 +176,31 @@ class Client:
     async def send(self, request: schema.SendRequest) -> schema.SentView:
         """Pay to an address."""
         return await self._write("POST", "/wallet/send", schema.SentView, request)
+
+    async def consolidate(self, request: schema.ConsolidateRequest) -> schema.SentView:
+        """Make one coin of many."""
+        return await self._write("POST", "/wallet/consolidate", schema.SentView, request)
+
+    async def bump(self, request: schema.BumpRequest) -> schema.BumpView:
+        """Raise the fee of a transaction that waits."""
+        return await self._write("POST", "/wallet/bump", schema.BumpView, request)
+
+    async def freeze(self, coins: Sequence[str], *, frozen: bool = True) -> schema.UtxoList:
+        """Set coins aside, or give them back."""
+        request = schema.FreezeRequest(coins=tuple(coins), frozen=frozen)
+        return await self._write("POST", "/wallet/freeze", schema.UtxoList, request)
+
+    async def labels(self) -> schema.LabelList:
+        """All labels."""
+        return await self._get("/wallet/labels", schema.LabelList)
+
+    async def set_labels(self, labels: Sequence[schema.LabelRecord]) -> schema.LabelList:
+        """Keep labels."""
+        return await self._write("POST", "/wallet/labels", schema.LabelList, schema.LabelImport(labels=tuple(labels)))
+
+    async def descriptors(self) -> schema.DescriptorsView:
+        """The public descriptors."""
+        return await self._get("/wallet/descriptors", schema.DescriptorsView)
 
     async def peers(self) -> schema.PeerList:
         """Sessions and known nodes."""

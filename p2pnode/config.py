@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Meta
 
+from p2pnode.birthday import parse_birthday
 from p2pnode.settings import BadConfig, Schema, Source, build, suggest, toml_text, value_text, variable
 from protocol.errors import UserError
 from protocol.identity import parse_node
@@ -118,6 +119,16 @@ class WalletConfig:
     """Blocks on a coin before it is spent."""
     fee_target_blocks: Annotated[int, Meta(ge=1, le=1008)] = 3
     """Blocks within which payments and escrows shall confirm."""
+    engine: Literal["auto", "bdk", "native"] = "auto"
+    """What derives and signs: BDK where it is installed, else our own; both do the same."""
+    birthday: str = ""
+    """When the mnemonic was made, or the height of a block before its first coin: 840000, 2026-11-21 or
+    2026-11-21T08:00:00Z. Empty: not known, so a fresh data directory is searched from the first block with segwit."""
+    gap_limit: Annotated[int, Meta(ge=20, le=10_000)] = 50
+    """Unused addresses in a row after which no more are looked for."""
+    watch: str = ""
+    """A public descriptor, wpkh(XPUB/<0;1>/*), or an extended public key: the wallet watches its coins and signs
+    nothing. Trades that need coins of this node are then not possible."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,6 +364,11 @@ def _check(config: Config, given: tuple[Source, ...]) -> None:
         if not _is_address(address):
             raise refuse("node.external", f"expected host:port, got {address!r}")
     _check_chain(config.chain, given, refuse)
+    try:
+        parse_birthday(config.wallet.birthday)
+    except ValueError:
+        shown = config.wallet.birthday[:40]
+        raise refuse("wallet.birthday", f"expected a height, or a time like 2026-11-21, got {shown!r}") from None
     fallback = config.trade.fallback_fee_rate_sats_per_kvb
     if fallback is not None and fallback > config.trade.max_fee_rate_sats_per_kvb:
         raise refuse("trade.fallback_fee_rate_sats_per_kvb", "it is over trade.max_fee_rate_sats_per_kvb")

@@ -12,7 +12,7 @@ so at once. Amounts are integer satoshis, fee rates integer satoshis per 1,000 v
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -26,7 +26,8 @@ class Balance(msgspec.Struct, frozen=True):
     """Satoshis by what can be done with them.
 
     `confirmed` counts every coin in a block, `pending` those in the mempool, `reserved` the part of both that is held
-    by trades, `immature` mined coins that are too young. `spendable` = confirmed coins that nobody holds.
+    by trades, `immature` mined coins that are too young, `frozen` what the user set aside. `spendable` = confirmed
+    coins that nobody holds.
     """
 
     confirmed: Sats
@@ -34,6 +35,7 @@ class Balance(msgspec.Struct, frozen=True):
     immature: Sats
     reserved: Sats
     spendable: Sats
+    frozen: Sats = 0
 
 
 class WalletAddress(msgspec.Struct, frozen=True):
@@ -54,6 +56,7 @@ class Utxo(msgspec.Struct, frozen=True):
     confirmations: int
     reserved_for: bytes | None
     is_change: bool
+    frozen: bool = False
 
 
 class SelectedInput(msgspec.Struct, frozen=True):
@@ -105,6 +108,27 @@ class Sent(msgspec.Struct, frozen=True):
     txid: Txid
     tx: bytes
     fee: Sats
+
+
+class Bumped(msgspec.Struct, frozen=True):
+    """A fee that was raised: by a `replacement` of the transaction, or else by a child that pays for it."""
+
+    sent: Sent
+    replacement: bool
+
+
+LabelKind = Literal["tx", "addr", "pubkey", "input", "output", "xpub"]
+"""What BIP329 can put a label on."""
+
+
+class Label(msgspec.Struct, frozen=True, kw_only=True):
+    """One record of BIP329. `kind` is its `type`; an `output` that is not `spendable` is frozen."""
+
+    kind: LabelKind
+    ref: str
+    label: str = ""
+    origin: str | None = None
+    spendable: bool | None = None
 
 
 class ReservationStore(Protocol):
@@ -196,11 +220,57 @@ class Wallet(Protocol):
         """
         ...
 
-    async def send(self, address: str, amount: Sats, fee_rate: FeeRate) -> Sent:
-        """Pay from coins that nobody holds and broadcast.
+    async def send(self, address: str, amount: Sats, fee_rate: FeeRate, *, coins: Sequence[OutPoint] = ()) -> Sent:
+        """Pay from coins that nobody holds, or from all of `coins`, and broadcast.
 
-        Raises BadAddress, WrongNetworkAddress, AmountBelowDust, FeeRateTooHigh, InsufficientFunds, Rejected.
+        Raises BadAddress, WrongNetworkAddress, AmountBelowDust, FeeRateTooHigh, InsufficientFunds, TooManyInputs,
+        CoinReserved, CoinUnfit, WatchOnly, Rejected.
         """
+        ...
+
+    async def send_all(self, address: str, fee_rate: FeeRate, *, coins: Sequence[OutPoint] = ()) -> Sent:
+        """Pay everything that is spendable, or all of `coins`, the fee out of it. Raises what `send` raises."""
+        ...
+
+    async def consolidate(
+        self, fee_rate: FeeRate, *, coins: Sequence[OutPoint] = (), below: Sats | None = None
+    ) -> Sent:
+        """Make one coin of all spendable ones, or of those `below` so many satoshis, or of `coins`.
+
+        Raises what `send` raises, and CoinUnfit when there are fewer than two.
+        """
+        ...
+
+    async def bump(self, txid: Txid, fee_rate: FeeRate, *, parent_fee: Sats | None = None) -> Bumped:
+        """Raise the fee of a transaction that waits, so that miners get at least `fee_rate` for it.
+
+        A payment of ours is replaced: the payees get what they got. Anything else, such as a trade's funding or payout,
+        is helped by a child that spends our outputs of it. What that parent pays is reckoned from its inputs if all are
+        ours, else from `parent_fee`, else taken for nothing. Raises CantBump, BumpTooLow and what `send` raises.
+        """
+        ...
+
+    async def freeze(self, coins: Sequence[OutPoint], *, frozen: bool) -> None:
+        """Set coins aside: nothing chooses them until they are thawed. Reserved ones stay their trade's.
+
+        Raises CoinUnfit for one that is not ours.
+        """
+        ...
+
+    async def labels(self) -> tuple[Label, ...]:
+        """All labels; addresses that were handed out with a purpose have it as their label."""
+        ...
+
+    async def set_labels(self, labels: Sequence[Label]) -> None:
+        """Keep labels, each in the place of the one with its kind and reference; an empty text deletes.
+
+        An `output` record that says whether the coin is spendable freezes or thaws it.
+        """
+        ...
+
+    @property
+    def descriptors(self) -> tuple[str, str]:
+        """The external and the internal public descriptor."""
         ...
 
     async def double_spend(self, holder: bytes, fee_rate: FeeRate) -> Sent:
@@ -221,13 +291,18 @@ class InsufficientFunds(UserError):
 
     code = 3200
 
-    def __init__(self, needed: int, available: int, reserved: int, pending: int = 0) -> None:
-        """All in satoshis: `needed` includes fees, `available` is confirmed and free, `reserved` is held by trades."""
+    def __init__(self, needed: int, available: int, reserved: int, pending: int = 0, unfit: int = 0) -> None:
+        """All in satoshis: `needed` includes fees, `available` is confirmed and free, `reserved` is held by trades.
+
+        `unfit` is in coins whose transactions are too large to be shown to a counterparty.
+        """
         parts = [f"not enough coins: {needed:,} sat needed with fees, {available:,} sat spendable"]
         if reserved:
             parts.append(f"{reserved:,} sat held by open trades")
         if pending:
             parts.append(f"{pending:,} sat not yet confirmed")
+        if unfit:
+            parts.append(f"{unfit:,} sat in coins whose transactions are too large for a trade: consolidate them first")
         super().__init__("; ".join(parts))
         self.needed = needed
         self.available = available
@@ -257,6 +332,30 @@ class NothingToSign(UserError):
     """None of the transaction's inputs is a coin reserved for this trade."""
 
     code = 3204
+
+
+class CoinReserved(UserError):
+    """The coin is held by an open trade: it can't be spent before the trade lets go of it."""
+
+    code = 3208
+
+
+class CoinUnfit(UserError):
+    """The coin can't be spent like this."""
+
+    code = 3209
+
+
+class BumpTooLow(UserError):
+    """The transaction pays that fee rate already: name a higher one."""
+
+    code = 3242
+
+
+class CantBump(UserError):
+    """The fee of that transaction can't be raised by this wallet."""
+
+    code = 3243
 
 
 class AlreadyReserved(LocalError):

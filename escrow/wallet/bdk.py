@@ -1,4 +1,4 @@
-"""The wallet's engine on BDK: descriptors, which coins are unspent, coin selection for payments, PSBT signing.
+"""The wallet's engine on BDK: descriptors, which coins are unspent, PSBT signing.
 
 BDK's own chain sources (Electrum, Esplora, compact filters) make `Update`s, which Python can't build; a bitcoind has
 none of them. What Python can build is a `ChangeSet`, BDK's stored form. So the ledger's facts are turned into one and a
@@ -9,7 +9,7 @@ measurements). Nothing is stored by BDK: its state is a function of the ledger.
 from __future__ import annotations
 
 import base64
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 import bdkpython as bdk
@@ -18,11 +18,9 @@ from escrow.chain.blocks import parse_tx
 from escrow.coins import OutPoint, TxOut
 from escrow.errors import GateRefused
 from escrow.hd import ExtendedKey
-from escrow.sizes import OVERHEAD_WEIGHT, P2WPKH_INPUT_WEIGHT, ROUNDING_WEIGHT, fee, output_weight
 from escrow.transactions import Witness, output_bytes, parse, stripped
-from escrow.wallet.base import AmountBelowDust, InsufficientFunds
-from escrow.wallet.engine import Built, EngineCoin, Keychain, Snapshot
-from protocol.types import FeeRate, Network, Sats
+from escrow.wallet.engine import EngineCoin, Keychain, Snapshot
+from protocol.types import Network
 
 _NETWORKS: Final = {
     Network.MAINNET: bdk.Network.BITCOIN,
@@ -34,14 +32,6 @@ _KEYCHAINS: Final = {Keychain.EXTERNAL: bdk.KeychainKind.EXTERNAL, Keychain.INTE
 _FROM_BDK: Final = {kind: keychain for keychain, kind in _KEYCHAINS.items()}
 _TPRV: Final = bytes.fromhex("04358394")
 _XPRV: Final = bytes.fromhex("0488ade4")
-
-_TOO_LITTLE: Final = (
-    bdk.CreateTxError.InsufficientFunds,
-    bdk.CreateTxError.CoinSelection,
-    bdk.CreateTxError.NoUtxosSelected,
-)
-_LEAST_WEIGHT: Final = OVERHEAD_WEIGHT + P2WPKH_INPUT_WEIGHT - 1
-"""Weight units of a payment from one coin, with a low-R signature, without its outputs."""
 
 # Foreign inputs of a PSBT carry nothing that BDK could check; ours carry their full previous transactions.
 _SIGNING: Final = bdk.SignOptions(
@@ -86,6 +76,16 @@ class BdkEngine:
     def __repr__(self) -> str:
         """Name the account by its public descriptor."""
         return f"BdkEngine({self._pair[0]})"
+
+    @property
+    def descriptors(self) -> tuple[str, str]:
+        """The external and the internal public descriptor."""
+        return str(self._pair[0]), str(self._pair[1])
+
+    @property
+    def signs(self) -> bool:
+        """It has the keys."""
+        return True
 
     @property
     def identity(self) -> str:
@@ -150,29 +150,6 @@ class BdkEngine:
             for o in self._wallet.list_unspent()
         )
 
-    def build(self, script: bytes, amount: Sats, fee_rate: FeeRate, forbidden: Collection[OutPoint]) -> Built:
-        """A signed payment from confirmed coins. Raises InsufficientFunds, AmountBelowDust."""
-        builder = (
-            bdk.TxBuilder()
-            .add_recipient(bdk.Script(script), bdk.Amount.from_sat(amount))
-            .fee_rate(_bdk_rate(fee_rate))
-            .unspendable([_outpoint(o) for o in forbidden])
-            .exclude_unconfirmed()
-        )
-        try:
-            psbt = builder.finish(self._wallet)
-        except _TOO_LITTLE as e:
-            # BDK tells the sums in words only; this is the least that was needed.
-            needed = amount + fee(_LEAST_WEIGHT + output_weight(len(script)), fee_rate)
-            raise InsufficientFunds(needed, 0, 0) from e
-        except bdk.CreateTxError.OutputBelowDustLimit as e:
-            raise AmountBelowDust from e
-        if not self._wallet.sign(psbt, _SIGNING):
-            raise GateRefused("the wallet could not sign its own payment; nothing was sent")
-        raw = bytes(psbt.extract_tx().serialize())
-        internal = self._wallet.derivation_index(bdk.KeychainKind.INTERNAL)
-        return Built(raw, int(psbt.fee()), 0 if internal is None else internal + 1)
-
     def sign(self, raw: bytes, previous: Mapping[int, bytes]) -> dict[int, Witness]:
         """Witnesses of P2WPKH inputs, SIGHASH_ALL. Raises GateRefused."""
         psbt = bdk.Psbt(base64.b64encode(_psbt(raw, previous)).decode())
@@ -187,22 +164,9 @@ class BdkEngine:
         return witnesses
 
 
-def _bdk_rate(fee_rate: FeeRate) -> Any:  # noqa: ANN401 - BDK ships no types
-    """BDK's form of a rate, rounded up so that the fee reaches `fee_rate` in whole virtual bytes too.
-
-    BDK counts weight units; nodes count up to three more. Our smallest payments have `_LEAST_WEIGHT` and an output.
-    """
-    least = _LEAST_WEIGHT + output_weight(22)
-    return bdk.FeeRate.from_sat_per_kwu(-(-fee_rate * (least + ROUNDING_WEIGHT) // (4 * least)))
-
-
 def _parse(raw: bytes) -> tuple[Any, Any]:
     tx = bdk.Transaction(raw)
     return tx, tx.compute_txid()
-
-
-def _outpoint(outpoint: OutPoint) -> Any:  # noqa: ANN401 - BDK ships no types
-    return bdk.OutPoint(txid=bdk.Txid.from_bytes(outpoint.txid), vout=outpoint.vout)
 
 
 def _psbt(raw: bytes, previous: Mapping[int, bytes]) -> bytes:

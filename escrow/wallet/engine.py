@@ -1,13 +1,13 @@
 """What holds the wallet's keys and understands its coins, as the wallet sees it.
 
-`BdkEngine` is one. The seam is here because bdkpython is not everywhere: an engine gets the ledger's facts as values
-and answers with values, so that another can take its place without the rest noticing.
+`BdkEngine` is one, `NativeEngine` another, because bdkpython is not everywhere; `WatchEngine` has no keys. An engine
+gets the ledger's facts as values and answers with values: which coins are unspent, and signatures. It chooses nothing,
+so that the wallet does the same whichever engine it has (docs/adr/0011-two-wallet-engines.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from enum import IntEnum
+from collections.abc import Mapping
 from typing import Protocol
 
 import msgspec
@@ -15,16 +15,11 @@ import msgspec
 from escrow.chain.base import BlockRef
 from escrow.coins import OutPoint
 from escrow.transactions import Witness
-from protocol.types import FeeRate, Height, Sats, UnixTime
+from escrow.wallet.account import Keychain
+from protocol.errors import UserError
+from protocol.types import Height, Sats, UnixTime
 
-
-class Keychain(IntEnum):
-    """BIP84's two branches of an account."""
-
-    EXTERNAL = 0
-    """Addresses that are handed out."""
-    INTERNAL = 1
-    """Change, refunds and payouts to oneself."""
+__all__ = ["EngineCoin", "Fact", "Keychain", "Snapshot", "WalletEngine", "WatchOnly"]
 
 
 class Fact(msgspec.Struct, frozen=True):
@@ -53,12 +48,10 @@ class EngineCoin(msgspec.Struct, frozen=True):
     height: Height | None
 
 
-class Built(msgspec.Struct, frozen=True):
-    """A signed transaction of ours, and how many internal scripts are handed out now."""
+class WatchOnly(UserError):
+    """This wallet only watches: its keys are elsewhere, so it can't sign."""
 
-    raw: bytes
-    fee: Sats
-    internal: int
+    code = 3207
 
 
 class WalletEngine(Protocol):
@@ -67,6 +60,16 @@ class WalletEngine(Protocol):
     @property
     def identity(self) -> str:
         """The public descriptors: what the stored data must belong to."""
+        ...
+
+    @property
+    def descriptors(self) -> tuple[str, str]:
+        """The external and the internal public descriptor, with checksums."""
+        ...
+
+    @property
+    def signs(self) -> bool:
+        """Whether it has the keys."""
         ...
 
     def script(self, keychain: Keychain, index: int) -> bytes:
@@ -81,16 +84,9 @@ class WalletEngine(Protocol):
         """What is unspent, by the facts."""
         ...
 
-    def build(self, script: bytes, amount: Sats, fee_rate: FeeRate, forbidden: Collection[OutPoint]) -> Built:
-        """Choose confirmed coins outside `forbidden`, pay `amount` to `script`, sign.
-
-        Raises InsufficientFunds, AmountBelowDust.
-        """
-        ...
-
     def sign(self, raw: bytes, previous: Mapping[int, bytes]) -> dict[int, Witness]:
         """Witnesses for the inputs whose full previous transactions are given, by index.
 
-        Raises GateRefused when an input could not be signed: it is not ours.
+        Raises GateRefused when an input could not be signed: it is not ours; WatchOnly.
         """
         ...

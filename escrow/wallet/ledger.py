@@ -5,8 +5,8 @@ unspent follows from the facts; an engine (BDK) works that out. Facts go to disk
 crash before that costs a second look at the blocks since the stored tip, nothing else. Only handing out a script must
 be on disk first, which is the wallet's business.
 
-Scripts beyond the last one that was handed out are looked for too (`LOOKAHEAD` per keychain), so coins are found after
-a restore, or when another wallet with the same seed was used.
+Scripts beyond the last one that was handed out are looked for too (the gap limit, per keychain), so coins are found
+after a restore, or when another wallet with the same seed was used.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from escrow.wallet.engine import Fact, Keychain, Snapshot
 from protocol.types import Hash32, Txid, UnixTime
 
 LOOKAHEAD = 50
+"""Scripts beyond the last one handed out, unless told otherwise."""
 
 
 class Place(IntEnum):
@@ -67,6 +68,7 @@ class Ledger:
         entries: Iterable[Entry] = (),
         revealed: Sequence[int] = (0, 0),
         tip: BlockRef | None = None,
+        lookahead: int = LOOKAHEAD,
     ) -> None:
         """Start from what was stored.
 
@@ -76,9 +78,11 @@ class Ledger:
             entries: stored transactions.
             revealed: how many scripts of the external and internal keychain were handed out.
             tip: the block up to which the stored facts are complete.
+            lookahead: scripts to look for beyond the last one handed out.
         """
         self._script = script
         self._clock = clock
+        self._lookahead = lookahead
         self._scripts: dict[bytes, tuple[Keychain, int]] = {}
         self._derived = {Keychain.EXTERNAL: 0, Keychain.INTERNAL: 0}
         self.revealed = {Keychain.EXTERNAL: revealed[0], Keychain.INTERNAL: revealed[1]}
@@ -93,6 +97,8 @@ class Ledger:
         """Grows with every change of the facts. The tip and what was handed out are none."""
         self.on_change: Callable[[], None] = lambda: None
         """Called when there is something to write."""
+        self.on_block: Callable[[], None] = lambda: None
+        """Called when the tip is another one."""
         for keychain in Keychain:
             self._extend(keychain)
         for entry in entries:
@@ -160,6 +166,7 @@ class Ledger:
         if tip != self.tip:
             self.tip = tip
             self._tip_dirty = True
+            self.on_block()
         if self._dirty or self._tip_dirty or self._revealed_dirty:
             self.on_change()
 
@@ -182,6 +189,21 @@ class Ledger:
         entry = self._entries[tx.txid]
         self._keep(Entry(entry.tx, entry.place, entry.block, entry.seen, own=True))
         self.on_change()
+
+    def disown(self, txid: Txid) -> None:
+        """A transaction of ours was replaced by us: it is not to be sent again."""
+        entry = self._entries[txid]
+        self._keep(Entry(entry.tx, entry.place, entry.block, entry.seen, own=False))
+        self.on_change()
+
+    def entry(self, txid: Txid) -> Entry | None:
+        """A transaction of ours, and where it stands."""
+        return self._entries.get(txid)
+
+    def spenders(self, outpoint: OutPoint) -> tuple[Entry, ...]:
+        """The transactions that spend an output and are in a block or wait."""
+        standing = (e for e in self._entries.values() if e.place in (Place.BLOCK, Place.MEMPOOL, Place.LIMBO))
+        return tuple(e for e in standing if outpoint in e.tx.spends)
 
     def entries(self) -> tuple[Entry, ...]:
         """Every transaction that was ever known."""
@@ -239,6 +261,6 @@ class Ledger:
         self.version += 1
 
     def _extend(self, keychain: Keychain) -> None:
-        for index in range(self._derived[keychain], self.revealed[keychain] + LOOKAHEAD):
+        for index in range(self._derived[keychain], self.revealed[keychain] + self._lookahead):
             self._scripts[self._script(keychain, index)] = (keychain, index)
-        self._derived[keychain] = max(self._derived[keychain], self.revealed[keychain] + LOOKAHEAD)
+        self._derived[keychain] = max(self._derived[keychain], self.revealed[keychain] + self._lookahead)

@@ -1,27 +1,28 @@
 """The ledger's facts on disk: one small SQLite file beside the node's database.
 
 A file of its own, because it is written at every block on the wallet's own thread, and may be deleted: everything in
-it but the labels and the count of scripts that were handed out can be found in the chain again. WAL with
-`synchronous=FULL`: a script that was handed out is on disk.
+it but the labels, what is frozen, and the count of scripts that were handed out can be found in the chain again. WAL
+with `synchronous=FULL`: a script that was handed out is on disk.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from escrow.chain.base import BlockRef
 from escrow.chain.blocks import parse_tx
-from escrow.wallet.base import WalletMismatch
+from escrow.coins import OutPoint
+from escrow.wallet.base import Label, WalletMismatch
 from escrow.wallet.engine import Keychain
 from escrow.wallet.ledger import Changes, Entry, Place
 from protocol.errors import DataCorrupt, LocalError
 from protocol.types import Height, UnixTime
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 _SCHEMA: Final = """
 BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS wallet (
@@ -46,7 +47,15 @@ CREATE TABLE IF NOT EXISTS addresses (
     purpose TEXT NOT NULL,
     made    INTEGER NOT NULL
 ) WITHOUT ROWID;
-PRAGMA user_version = 1;
+CREATE TABLE IF NOT EXISTS frozen (outpoint BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS labels (
+    kind      TEXT NOT NULL,
+    ref       TEXT NOT NULL,
+    label     TEXT NOT NULL,
+    origin    TEXT,
+    PRIMARY KEY (kind, ref)
+) WITHOUT ROWID;
+PRAGMA user_version = 2;
 COMMIT;
 """
 
@@ -90,7 +99,7 @@ class LedgerStore:
             self._connection.execute("INSERT INTO wallet VALUES (1, ?, ?, 0, 0, NULL)", (identity, birthday))
             return birthday
         if row[0] != identity:
-            raise WalletMismatch(f"the wallet file {self._path} belongs to another mnemonic or another network")
+            raise WalletMismatch(f"the wallet file {self._path} belongs to another mnemonic, descriptor or network")
         return int(row[1])
 
     def load(self) -> Changes:
@@ -132,6 +141,30 @@ class LedgerStore:
             self._connection.execute(
                 "INSERT OR REPLACE INTO addresses VALUES (?, ?, ?, ?)", (script, number, purpose, made)
             )
+
+    def frozen(self) -> frozenset[OutPoint]:
+        """The coins that were set aside."""
+        return frozenset(OutPoint.from_wire(o) for (o,) in self._connection.execute("SELECT outpoint FROM frozen"))
+
+    def labels(self) -> tuple[Label, ...]:
+        """All labels; the purpose with which an address was handed out is its label until another is set."""
+        rows = self._connection.execute("SELECT kind, ref, label, origin FROM labels ORDER BY kind, ref")
+        return tuple(Label(kind=kind, ref=ref, label=label, origin=origin) for kind, ref, label, origin in rows)
+
+    def purposes(self) -> tuple[tuple[bytes, str], ...]:
+        """(script, purpose) of the addresses that were handed out with one."""
+        rows = self._connection.execute("SELECT script, purpose FROM addresses WHERE purpose != '' ORDER BY number")
+        return tuple((bytes(script), purpose) for script, purpose in rows)
+
+    def set_labels(self, labels: Sequence[Label], freeze: Collection[OutPoint], thaw: Collection[OutPoint]) -> None:
+        """Keep labels, and set coins aside or not, all or nothing. Raises CantWrite."""
+        with self._transaction():
+            self._connection.executemany(
+                "INSERT OR REPLACE INTO labels VALUES (?, ?, ?, ?)",
+                [(x.kind, x.ref, x.label, x.origin) for x in labels],
+            )
+            self._connection.executemany("INSERT OR IGNORE INTO frozen VALUES (?)", [(o.wire,) for o in freeze])
+            self._connection.executemany("DELETE FROM frozen WHERE outpoint = ?", [(o.wire,) for o in thaw])
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -23,9 +23,16 @@ from p2pnode.api.schema import (
     ArbiterList,
     ArbiterView,
     BalanceView,
+    BumpRequest,
+    BumpView,
     CancelRequest,
+    ConsolidateRequest,
+    DescriptorsView,
     EventView,
+    FreezeRequest,
     HistoryView,
+    LabelImport,
+    LabelList,
     NodeView,
     OfferDraft,
     OfferEdit,
@@ -145,7 +152,31 @@ class WalletService(Protocol):
         ...
 
     async def send(self, request: SendRequest) -> SentView:
-        """Pay out of what is spendable."""
+        """Pay out of what is spendable, or of the coins that are named."""
+        ...
+
+    async def consolidate(self, request: ConsolidateRequest) -> SentView:
+        """Make one coin of many."""
+        ...
+
+    async def bump(self, request: BumpRequest) -> BumpView:
+        """Raise the fee of a transaction that waits."""
+        ...
+
+    async def freeze(self, request: FreezeRequest) -> UtxoList:
+        """Set coins aside, or give them back; all coins are the answer."""
+        ...
+
+    async def labels(self) -> LabelList:
+        """All labels."""
+        ...
+
+    async def set_labels(self, request: LabelImport) -> LabelList:
+        """Keep labels; all of them are the answer."""
+        ...
+
+    async def descriptors(self) -> DescriptorsView:
+        """The public descriptors."""
         ...
 
 

@@ -64,6 +64,13 @@ def render(view: Struct) -> RenderableType:  # noqa: C901, PLR0911, PLR0912  (on
             return _utxos(view)
         case s.HistoryView():
             return _history(view)
+        case s.BumpView():
+            what = "replaces the other transaction" if view.how == "replaced" else "child that pays for both"
+            return _pairs([("txid", view.txid), ("what", what), ("fee", _btc(view.fee_sats))])
+        case s.LabelList():
+            return _labels(view)
+        case s.DescriptorsView():
+            return Text(f"{clean(view.external)}\n{clean(view.internal)}")
         case s.SentView():
             rows = [("txid", view.txid), ("amount", _btc(view.amount_sats)), ("fee", _btc(view.fee_sats))]
             return _pairs(rows)
@@ -230,7 +237,10 @@ def _balance(view: s.BalanceView) -> RenderableType:
         ("confirmed", view.confirmed_sats),
         ("pending", view.pending_sats),
         ("reserved for trades", view.reserved_sats),
+        ("frozen", view.frozen_sats),
         ("immature", view.immature_sats),
+        ("in escrows", view.escrow_sats),
+        ("of these, put in by you", view.escrow_own_sats),
     )
     for name, sats in rows:
         if sats or name == "spendable":
@@ -241,21 +251,31 @@ def _balance(view: s.BalanceView) -> RenderableType:
 def _utxos(found: s.UtxoList) -> RenderableType:
     if not found.utxos:
         return Text("The wallet is empty.")
-    table = _table("coin", "BTC", "confirmations", "reserved for", right=("BTC", "confirmations"))
+    table = _table("coin", "BTC", "confirmations", "held", "label", right=("BTC", "confirmations"))
     for coin in found.utxos:
-        holder = coin.trade[:SHORT] if coin.trade else ""
-        _row(table, f"{coin.txid}:{coin.vout}", format_sats(coin.value_sats), str(coin.confirmations), holder)
+        held = f"by trade {coin.trade[:SHORT]}" if coin.trade else "frozen" if coin.frozen else ""
+        place = f"{coin.txid}:{coin.vout}"
+        _row(table, place, format_sats(coin.value_sats), str(coin.confirmations), held, coin.label)
+    return table
+
+
+def _labels(found: s.LabelList) -> RenderableType:
+    if not found.labels:
+        return Text("There are no labels.")
+    table = _table("type", "of", "label", "")
+    for label in found.labels:
+        _row(table, label.type, label.ref, label.label, "frozen" if label.spendable is False else "")
     return table
 
 
 def _history(view: s.HistoryView) -> RenderableType:
     if not view.entries:
         return Text("There are no transactions.")
-    table = _table("when", "txid", "BTC", "fee", "block", right=("BTC", "fee", "block"))
+    table = _table("when", "txid", "BTC", "fee", "block", "label", right=("BTC", "fee", "block"))
     for entry in view.entries:
         fee = "" if entry.fee_sats is None else format_sats(entry.fee_sats)
         block = "waiting" if entry.height is None else str(entry.height)
-        _row(table, _when(entry.time), entry.txid, format_sats(entry.net_sats), fee, block)
+        _row(table, _when(entry.time), entry.txid, format_sats(entry.net_sats), fee, block, entry.label)
     return table
 
 

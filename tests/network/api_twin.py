@@ -51,6 +51,8 @@ class Twin:
         self.taken: list[s.TakeRequest] = []
         self.drafts: list[s.OfferDraft] = []
         self.addresses = 0
+        self.frozen: set[str] = set()
+        self.labels: dict[tuple[str, str], s.LabelRecord] = {}
         self.calls = 0
         self.stopped = asyncio.Event()
         self.waiting = asyncio.Event()
@@ -301,6 +303,32 @@ class _Wallet(_Part):
         await self.twin.work()
         self.twin.sent.append(request)
         return s.SentView(txid=f"{len(self.twin.sent):064x}", amount_sats=request.amount_sats or 7, fee_sats=141)
+
+    async def consolidate(self, request: s.ConsolidateRequest) -> s.SentView:
+        await self.twin.work()
+        return s.SentView(txid="cc" * 32, amount_sats=request.below_sats or 9, fee_sats=141)
+
+    async def bump(self, request: s.BumpRequest) -> s.BumpView:
+        await self.twin.work()
+        return s.BumpView(txid=request.txid, fee_sats=request.fee_rate_sats_per_kvb or 1, how="child")
+
+    async def freeze(self, request: s.FreezeRequest) -> s.UtxoList:
+        await self.twin.work()
+        self.twin.frozen = (self.twin.frozen - set(request.coins)) | (set(request.coins) if request.frozen else set())
+        return await self.utxos()
+
+    async def labels(self) -> s.LabelList:
+        await self.twin.work()
+        return s.LabelList(labels=tuple(self.twin.labels.values()))
+
+    async def set_labels(self, request: s.LabelImport) -> s.LabelList:
+        await self.twin.work()
+        self.twin.labels |= {(x.type, x.ref): x for x in request.labels}
+        return await self.labels()
+
+    async def descriptors(self) -> s.DescriptorsView:
+        await self.twin.work()
+        return s.DescriptorsView(external="wpkh(tpub/0/*)#twin", internal="wpkh(tpub/1/*)#twin")
 
 
 class _Peers(_Part):

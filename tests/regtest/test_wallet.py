@@ -33,7 +33,8 @@ from escrow.wallet.base import (
     WalletMismatch,
     reservations_of,
 )
-from escrow.wallet.bdk import BdkEngine
+from escrow.wallet.engine import WalletEngine
+from escrow.wallet.engines import EngineName, make_engine
 from escrow.wallet.hot import HotWallet, WalletOptions
 from escrow.wallet.reservations import SqliteReservations
 from p2pnode.regtest import RegtestNode
@@ -71,13 +72,19 @@ def fresh_seed(name: str) -> Seed:
 
 @asynccontextmanager
 async def wallet_on(
-    node: RegtestNode, folder: Path, seed: Seed, *, birthday: int | None = None, **chain: object
+    node: RegtestNode,
+    folder: Path,
+    seed: Seed,
+    *,
+    birthday: int | None = None,
+    engine: EngineName | WalletEngine = "auto",
+    **chain: object,
 ) -> AsyncIterator[Bench]:
     connection = sqlite3.connect(folder / "node.sqlite", isolation_level=None)
     store = SqliteReservations(connection)
     async with backend_on(node, **chain) as backend:
         wallet = HotWallet(
-            BdkEngine(seed.master, Network.REGTEST),
+            make_engine(seed.master, Network.REGTEST, engine) if isinstance(engine, str) else engine,
             backend,
             store,
             folder / "wallet.sqlite",

@@ -9,12 +9,12 @@ import pytest
 
 from escrow.address import BadAddress, address_of
 from escrow.chain.base import BackendUnreachable, FeeUnknown, Rejected
-from escrow.coins import OutPoint, TxOut, txid_bytes
-from escrow.transactions import REPLACEABLE, build, parse, txid_of
-from escrow.wallet.base import AmountBelowDust, FeeRateTooHigh, InsufficientFunds, Sent, Wallet
+from escrow.coins import txid_bytes
+from escrow.transactions import parse
+from escrow.wallet.base import AmountBelowDust, FeeRateTooHigh, InsufficientFunds
 from p2pnode.api.schema import AddressRequest, SendRequest
 from p2pnode.regtest import RegtestNode
-from p2pnode.services.wallet import CoinService, NoSendAll, SendInterrupted
+from p2pnode.services.wallet import CoinService, SendInterrupted
 from protocol.errors import P2PError
 from protocol.types import Network
 from tests.regtest.test_wallet import TRADE, Bench, fresh_seed, wallet_on
@@ -78,7 +78,6 @@ async def test_without_a_rate_the_backends_estimate_is_paid(bench: Bench) -> Non
     ("request_", "error"),
     [
         (SendRequest(address=STRANGER, amount_sats=200_000, fee_rate_sats_per_kvb=CEILING + 1), FeeRateTooHigh),
-        (SendRequest(address=STRANGER, amount_sats=None), NoSendAll),
         (SendRequest(address=STRANGER, amount_sats=100), AmountBelowDust),
         (SendRequest(address=STRANGER, amount_sats=2_000_000), InsufficientFunds),
         (SendRequest(address="bcrt1qnonsense", amount_sats=200_000), BadAddress),
@@ -144,18 +143,11 @@ async def test_a_payment_of_unknown_outcome_is_not_reported_as_harmless(
             await service(bench).send(request)
 
 
-async def test_everything_is_sent_by_a_wallet_that_can(bench: Bench) -> None:
-    """The one wallet can't; what such a wallet is asked and how its answer is read is seen with a wrapper of it."""
-    raw = build([(OutPoint(b"c" * 32, 0), REPLACEABLE)], [TxOut(999_000, b"\x00\x14" + b"s" * 20)])
-
-    class Sweeping:
-        network = Network.REGTEST
-
-        async def send_all(self, address: str, fee_rate: int) -> Sent:
-            assert (address, fee_rate) == (STRANGER, 3_000)
-            return Sent(txid_of(raw), raw, 1_000)
-
-    wallet: Wallet = Sweeping()  # type: ignore[assignment]
-    coins = CoinService(wallet, bench.backend, max_fee_rate=CEILING)
-    sent = await coins.send(SendRequest(address=STRANGER, amount_sats=None, fee_rate_sats_per_kvb=3_000))
-    assert (sent.amount_sats, sent.fee_sats, sent.txid) == (999_000, 1_000, txid_of(raw)[::-1].hex())
+async def test_everything_is_sent_with_the_fee_out_of_it(bench: Bench) -> None:
+    await bench.receive(400_000, 600_000)
+    sent = await service(bench).send(SendRequest(address=STRANGER, amount_sats=None, fee_rate_sats_per_kvb=3_000))
+    assert sent.amount_sats + sent.fee_sats == 1_000_000
+    tx = await bench.backend.transaction(txid_bytes(sent.txid))
+    assert tx is not None
+    assert [o.nValue for o in parse(tx.raw).vout] == [sent.amount_sats]
+    assert await bench.wallet.utxos() == ()

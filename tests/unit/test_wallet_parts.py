@@ -18,7 +18,7 @@ from escrow.coins import OutPoint, TxOut
 from escrow.sizes import P2WPKH_INPUT_WEIGHT, fee, output_weight
 from escrow.transactions import REPLACEABLE, build
 from escrow.wallet.base import AlreadyReserved, InsufficientFunds, Reservation, TooManyInputs, Utxo, WalletMismatch
-from escrow.wallet.coinselect import choose, settle
+from escrow.wallet.coinselect import Price, choose, settle
 from escrow.wallet.engine import Keychain
 from escrow.wallet.ledger import LOOKAHEAD, Ledger, Place
 from escrow.wallet.reservations import SqliteReservations
@@ -37,11 +37,11 @@ class TestChoosing:
     def test_value_is_conserved_and_change_is_never_dust(self, values: list[int], target: int, rate: int) -> None:
         coins = [utxo(n, v) for n, v in enumerate(values)]
         try:
-            choice = choose(coins, target, rate, max_inputs=8)
+            choice = choose(coins, target, Price(rate), max_inputs=8)
         except TooManyInputs:
             return
         except InsufficientFunds:
-            assert settle(coins, target, rate) is None
+            assert settle(coins, target, Price(rate)) is None
             return
         assert len(set(choice.coins)) == len(choice.coins) <= 8
         assert sum(c.value for c in choice.coins) == target + choice.fee + choice.change
@@ -55,20 +55,22 @@ class TestChoosing:
     def test_no_choice_of_fewer_coins_would_do(self, values: list[int], target: int, rate: int) -> None:
         coins = [utxo(n, v) for n, v in enumerate(values)]
         try:
-            choice = choose(coins, target, rate, max_inputs=8)
+            choice = choose(coins, target, Price(rate), max_inputs=8)
         except InsufficientFunds:
             return
         fewer = itertools.combinations(coins, len(choice.coins) - 1)
-        assert all(settle(some, target, rate) is None for some in fewer if some)
+        assert all(settle(some, target, Price(rate)) is None for some in fewer if some)
 
     def test_the_same_coins_give_the_same_choice_in_any_order(self) -> None:
         coins = [utxo(n, 50_000) for n in range(5)]
-        assert choose(coins, 20_000, 1_000, max_inputs=8) == choose(coins[::-1], 20_000, 1_000, max_inputs=8)
+        assert choose(coins, 20_000, Price(1_000), max_inputs=8) == choose(
+            coins[::-1], 20_000, Price(1_000), max_inputs=8
+        )
 
     def test_a_coin_that_fits_without_change_is_preferred_to_a_smaller_change(self) -> None:
         cost = fee(P2WPKH_INPUT_WEIGHT, 1_000)
         fits, larger = utxo(1, 50_000 + cost + 100), utxo(2, 50_000 + cost + 900)
-        choice = choose([larger, fits], 50_000, 1_000, max_inputs=8)
+        choice = choose([larger, fits], 50_000, Price(1_000), max_inputs=8)
         assert (choice.coins, choice.change, choice.fee) == ((fits,), 0, cost + 100)
 
 
