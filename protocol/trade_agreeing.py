@@ -82,7 +82,8 @@ def _accept_with(event: ev.FundingSigned) -> Effect:
     return ev.SendMessage(replace(event.accept, witnesses=event.witnesses))
 
 
-@on((st.Accepted, st.Funding, st.Funded, st.Reclaiming), ev.SealReceived, to=(st.SigningFunding, st.Funding))
+@on((st.Accepted,), ev.SealReceived, to=(st.SigningFunding, st.Funding))
+@on((st.Funding, st.Funded, st.Reclaiming), ev.SealReceived, to=())
 def _seal_received(state: TradeState, event: ev.SealReceived) -> Step:
     """The taker's signature. A buying maker may have seen the funding on its chain before."""
     only_seat(Seat.MAKER, state, "be sent a seal")
@@ -142,16 +143,21 @@ def _withdraw(state: TradeState, reason: str, *, tell_peer: bool) -> Step:
     return reclaiming, (*farewell, ev.ReclaimCoins(), ev.NotifyUser("reclaiming"))
 
 
-_LEAVABLE: Final = (st.Taking, st.Accepting, st.Accepted, st.SigningFunding, st.Funding)
+_UNSIGNED: Final = (st.Accepting, st.SigningFunding)
+_EXPOSED: Final = (st.Accepted, st.Funding)
+"""Phases in which a buyer's funding signatures may be out."""
 
 
-@on(_LEAVABLE, ev.Cancel, to=(st.Cancelled, st.Reclaiming))
+@on((st.Taking, *_UNSIGNED), ev.Cancel, to=(st.Cancelled,))
+@on(_EXPOSED, ev.Cancel, to=(st.Cancelled, st.Reclaiming))
 def _cancel(state: TradeState, event: ev.Cancel) -> Step:
     _check_leavable(state)
     return _withdraw(state, event.reason or "cancelled by the user", tell_peer=True)
 
 
-@on(_LEAVABLE, ev.DeclineReceived, to=(st.Cancelled, st.Declined, st.Reclaiming))
+@on((st.Taking,), ev.DeclineReceived, to=(st.Declined,))
+@on(_UNSIGNED, ev.DeclineReceived, to=(st.Cancelled,))
+@on(_EXPOSED, ev.DeclineReceived, to=(st.Cancelled, st.Reclaiming))
 def _decline_received(state: TradeState, event: ev.DeclineReceived) -> Step:
     """The peer is out. That it says so proves nothing about what it may still broadcast."""
     _check_leavable(state)
@@ -184,7 +190,9 @@ def _check_leavable(state: TradeState) -> None:
         raise IllegalTransition("the funding transaction is being broadcast already")
 
 
-@on((st.Taking, st.Accepted, st.Accepting, st.Funding), ev.TimerFired, to=(st.Cancelled, st.Reclaiming))
+@on((st.Taking,), ev.TimerFired, to=(st.Cancelled,))
+@on((st.Accepting,), ev.TimerFired, to=())
+@on(_EXPOSED, ev.TimerFired, to=(st.Cancelled, st.Reclaiming))
 def _timer_before_funding(state: TradeState, event: ev.TimerFired) -> Step:
     waited_for = {st.Taking: "answer", st.Accepted: "seal"}.get(type(state.phase))
     if event.name == "funding" and state.buys and state.funding.depth is None:

@@ -191,7 +191,9 @@ def _pass_over(state: TradeState, branch: Branch, answer: Answer, text: str) -> 
 # --- rulings -----------------------------------------------------------------------------------------------------
 
 
-@on((*_HEARING, *_OVER), dv.RulingReceived, to=(st.Settling, st.Completed))
+@on(ALIVE, dv.RulingReceived, to=(st.Settling, st.Completed))
+@on((st.Funding, st.Completed), dv.RulingReceived, to=())
+@on((st.Anomalous,), dv.RulingReceived, to=(st.Completed,))
 def _ruling_received(state: TradeState, event: dv.RulingReceived) -> Step:
     """The first that we hear of the dispute, perhaps; and its payout may be on our chain before it."""
     if isinstance(state.phase, st.Completed):

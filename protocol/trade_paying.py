@@ -86,7 +86,8 @@ def _seller_signed(state: TradeState, event: ev.PayoutSigned) -> Step:
     return new, (ev.BroadcastPayout(),)
 
 
-@on((st.Releasing, st.Settling, st.Completed), ev.PayoutBroadcast, to=(st.Settling,))
+@on((st.Releasing,), ev.PayoutBroadcast, to=(st.Settling,))
+@on((st.Settling, st.Completed), ev.PayoutBroadcast, to=())
 def _payout_broadcast(state: TradeState, event: ev.PayoutBroadcast) -> Step:
     """Say so once. The chain may have shown it first."""
     settled = isinstance(state.phase, st.Completed)

@@ -120,7 +120,8 @@ def _agreed_received(state: TradeState, event: dv.AgreedReceived) -> Step:
     return new, (dv.BroadcastOutcome(option.txid), ev.NotifyUser("settlement-agreed"))
 
 
-@on((*ALIVE, st.Completed, st.Anomalous), dv.OutcomeBroadcast, to=(st.Settling,))
+@on((st.Funded, st.Paying, st.Paid), dv.OutcomeBroadcast, to=(st.Settling,))
+@on((st.Releasing, st.Settling, *_OVER), dv.OutcomeBroadcast, to=())
 def _outcome_broadcast(state: TradeState, event: dv.OutcomeBroadcast) -> Step:
     """Our backend has it; another payout may still be faster, which the chain will tell."""
     if not isinstance(state.phase, st.Funded | st.Paying | st.Paid):

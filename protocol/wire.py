@@ -104,7 +104,7 @@ _LIMITS: Final[dict[Kind, int]] = {
     Kind.EVIDENCE: 32_768,
     Kind.CASE_RULING: 16_384,
     Kind.RULING: 512,
-    Kind.EQUIVOCATION: 1_200,
+    Kind.EQUIVOCATION: 1_024,
     Kind.MAIL_SLIP: 512,
     Kind.MAIL_CHUNK: 1_024,
     Kind.MAIL_ANSWER: 512,

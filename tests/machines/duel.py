@@ -209,7 +209,7 @@ class Duel:
             case _:
                 pass
 
-    def received(self, payload: object) -> ev.TradeEvent:  # noqa: PLR0911, PLR0912
+    def received(self, payload: object) -> ev.TradeEvent:  # noqa: PLR0911
         """What intake makes of a payload."""
         match payload:
             case Proposal(buyer_due, rate, _):

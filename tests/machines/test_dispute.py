@@ -11,6 +11,7 @@ from protocol.arbitration import CASE_TRANSITIONS
 from protocol.errors import IllegalTransition
 from protocol.messages import Claim
 from protocol.outcome import ReleaseOutcome, RulingOutcome, SettlementOutcome
+from protocol.ruling import Reason
 from protocol.trade_state import Answer, dump_state, load_state
 from protocol.types import Branch, Side
 from tests.machines.duel import txid_of
@@ -96,7 +97,7 @@ class TestRuling:
         missed: list[ev.TradeEvent] = []
         says = trial.arbiter_says
 
-        trial.main.feed(ce.Decide(1_000_000, 0, ce.Reason.OTHER, "because", FEE_SCRIPT, 2_000))
+        trial.main.feed(ce.Decide(1_000_000, 0, Reason.OTHER, "because", FEE_SCRIPT, 2_000))
         trial.rule(trial.main, trial.main.effects.popleft())  # timers
         trial.rule(trial.main, trial.main.effects.popleft())  # the signature
         while trial.main.effects:
@@ -120,8 +121,19 @@ class TestRuling:
         trial.release()
         trial.decide(trial.main, 0)
         assert trial.broadcast == []
+        with pytest.raises(IllegalTransition, match="no ruling"):
+            trial.seller.feed(dv.CompleteRuling())
         trial.spend(trial.facts.payout_txid)
         assert facts(trial, Side.SELL) == ReleaseOutcome()
+
+    def test_ruling_whose_payout_vanishes_is_broadcast_again(self) -> None:
+        trial = heard(paid(Side.SELL))
+        trial.open(trial.seller, 0)
+        txid = trial.decide(trial.main, 1_000_000)
+        trial.chain(ev.EscrowSpent(txid, 0))
+        trial.broadcast.clear()
+        trial.chain(ev.SpendReorged())
+        assert trial.broadcast == [txid]
 
     def test_buyer_cannot_declare_a_payment_after_the_ruling(self) -> None:
         trial = Trial(Side.SELL)
@@ -312,11 +324,14 @@ class TestOpening:
 
         trial.perform = hide  # type: ignore[method-assign]
         trial.open(trial.buyer, 1_000_000, "I paid")
-        assert trial.seller.state is not None
-        assert trial.seller.state.dispute is None
+        before = trial.seller.state
+        assert before is not None
+        assert before.dispute is None
         trial.do(trial.main, ce.AcceptCase(HEIGHT))
-        assert trial.seller.state.dispute is not None
-        assert trial.seller.state.dispute.peer_claim == Claim("I paid", 1_000_000)
+        told = trial.seller.state
+        assert told is not None
+        assert told.dispute is not None
+        assert told.dispute.peer_claim == Claim("I paid", 1_000_000)
 
     def test_evidence_needs_a_claim_and_ends_with_the_ruling(self) -> None:
         trial = heard(paid(Side.SELL))
@@ -358,7 +373,7 @@ class TestArbiter:
     def test_decides_once_by_the_shape_of_its_table(self) -> None:
         """From Deciding on no path leads to a phase in which Decide is legal."""
         legal = {phase for phase, event in CASE_TRANSITIONS if event is ce.Decide}
-        reached, waiting = set[type](), [ce.Deciding]
+        reached, waiting = set[type](), list[type]([ce.Deciding])
         while waiting:
             phase: type = waiting.pop()
             reached.add(phase)
@@ -385,12 +400,12 @@ class TestArbiter:
         trial.main.feed(ce.AcceptCase(HEIGHT))
         trial.main.feed(ev.EscrowSpent(b"x" * 32, 0))
         with pytest.raises(IllegalTransition, match="paid out"):
-            trial.main.feed(ce.Decide(0, 0, ce.Reason.OTHER, "", FEE_SCRIPT, 2_000))
+            trial.main.feed(ce.Decide(0, 0, Reason.OTHER, "", FEE_SCRIPT, 2_000))
 
     def test_signature_of_a_case_that_closed_meanwhile_never_leaves(self) -> None:
         trial = heard(paid(Side.SELL))
         trial.do(trial.main, ce.CaseTimerFired("hearing"))
-        trial.main.feed(ce.Decide(0, 0, ce.Reason.OTHER, "", FEE_SCRIPT, 2_000))
+        trial.main.feed(ce.Decide(0, 0, Reason.OTHER, "", FEE_SCRIPT, 2_000))
         trial.main.feed(ev.EscrowSpent(trial.facts.payout_txid, 2))
         with pytest.raises(IllegalTransition):
             trial.main.feed(ce.RulingSigned(b"r", b"t"))

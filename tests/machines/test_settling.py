@@ -41,6 +41,7 @@ class TestSettlement:
         due = cancelled_due(duel.contract)
         do(duel, duel.seller, dv.ProposeSettlement(due, RATE))
         do(duel, duel.buyer, dv.AcceptSettlement(txid_of(outcome(due))))
+        assert duel.broadcast == [txid_of(outcome(due))] * 2, "two see to it better than one"
         duel.chain(ev.EscrowSpent(txid_of(outcome(due)), 0), ev.EscrowSpent(txid_of(outcome(due)), 2))
         assert (duel.buyer.phase, duel.seller.phase) == ("Completed", "Completed")
         assert [type(m) for m in duel.seller.sent if isinstance(m, Proposal)] == [Proposal]
@@ -59,6 +60,13 @@ class TestSettlement:
         duel.buyer.feed(dv.ProposeSettlement(100_000, RATE))
         with pytest.raises(IllegalTransition, match="do not pay"):
             duel.buyer.feed(ev.DeclarePaid())
+
+    def test_one_settlement_is_signed_at_a_time(self) -> None:
+        """Two signatures in the making could both leave, the worse one last."""
+        duel = funded()
+        duel.seller.feed(dv.ProposeSettlement(200_000, RATE))
+        with pytest.raises(IllegalTransition, match="being signed"):
+            duel.seller.feed(dv.ProposeSettlement(300_000, RATE))
 
     def test_new_proposal_must_be_better_for_the_peer(self) -> None:
         """The peer would use the older one; a user that believes otherwise is misled."""
