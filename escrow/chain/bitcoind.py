@@ -129,6 +129,9 @@ class BitcoindView(BitcoindSource):
             return f"the Bitcoin node is syncing: {percent} %, block {blocks:,} of {headers:,}"
         return ""
 
+    async def refresh(self) -> None:
+        """Nothing: bitcoind learns of blocks by itself."""
+
     # -- questions --------------------------------------------------------------------------------------------
 
     async def fee_rate(self, target_blocks: int) -> FeeRate:

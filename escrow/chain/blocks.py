@@ -7,7 +7,7 @@ user's own node; a block that does not parse raises `BackendError` and never an 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from hashlib import sha256
 
@@ -43,7 +43,7 @@ class ParsedTx(msgspec.Struct, frozen=True):
 def parse_tx(raw: bytes) -> ParsedTx:
     """Take a serialised transaction apart. Raises BackendError when it is not one, or has bytes left over."""
     try:
-        end, _ = _skim_tx(raw, 0, frozenset(), frozenset())
+        end, _, _ = _skim_tx(raw, 0, frozenset(), frozenset())
         if end == len(raw):
             return _take_apart(raw)
     except IndexError as e:
@@ -61,7 +61,7 @@ def match_block(raw: bytes, scripts: AbstractSet[bytes], outpoints: AbstractSet[
     try:
         count, at = _compact(raw, _HEADER_BYTES)
         for _ in range(count):
-            end, hit = _skim_tx(raw, at, scripts, seen)
+            end, _, hit = _skim_tx(raw, at, scripts, seen)
             if hit:
                 tx = _take_apart(raw[at:end])
                 found.append(tx)
@@ -72,6 +72,48 @@ def match_block(raw: bytes, scripts: AbstractSet[bytes], outpoints: AbstractSet[
     if at != len(raw):
         raise BackendError("the Bitcoin node sent a block with bytes left over")
     return found
+
+
+def block_txids(raw: bytes) -> list[Txid]:
+    """The names of all transactions of a block, in order. Raises BackendError when it does not parse."""
+    txids: list[Txid] = []
+    nothing: frozenset[bytes] = frozenset()
+    try:
+        count, at = _compact(raw, _HEADER_BYTES)
+        for _ in range(count):
+            end, core, _ = _skim_tx(raw, at, nothing, nothing)
+            plain = raw[at:end]
+            if plain[4:6] == _SEGWIT_MARK:
+                plain = plain[:4] + raw[at + 6 : core] + plain[-4:]
+            txids.append(sha256(sha256(plain).digest()).digest())
+            at = end
+    except IndexError as e:
+        raise BackendError("the Bitcoin node sent a block that is cut short") from e
+    if at != len(raw):
+        raise BackendError("the Bitcoin node sent a block with bytes left over")
+    return txids
+
+
+def first_tx(raw: bytes) -> ParsedTx:
+    """A block's coinbase. Raises BackendError."""
+    return next(_each(raw))
+
+
+def all_txs(raw: bytes) -> list[ParsedTx]:
+    """Every transaction of a block: for the rare case that names them all. Raises BackendError."""
+    return list(_each(raw))
+
+
+def _each(raw: bytes) -> Iterator[ParsedTx]:
+    nothing: frozenset[bytes] = frozenset()
+    try:
+        count, at = _compact(raw, _HEADER_BYTES)
+        for _ in range(count):
+            end, _, _ = _skim_tx(raw, at, nothing, nothing)
+            yield _take_apart(raw[at:end])
+            at = end
+    except IndexError as e:
+        raise BackendError("the Bitcoin node sent a block that is cut short") from e
 
 
 def touching(txs: Sequence[ParsedTx], scripts: AbstractSet[bytes], outpoints: AbstractSet[bytes]) -> list[ParsedTx]:
@@ -95,8 +137,10 @@ def _compact(raw: bytes, at: int) -> tuple[int, int]:
     return int.from_bytes(raw[at + 1 : at + 1 + width], "little"), at + 1 + width
 
 
-def _skim_tx(raw: bytes, start: int, scripts: AbstractSet[bytes], outpoints: AbstractSet[bytes]) -> tuple[int, bool]:
-    """Where the transaction ends that starts at `start`, and whether it touches one of the two sets.
+def _skim_tx(
+    raw: bytes, start: int, scripts: AbstractSet[bytes], outpoints: AbstractSet[bytes]
+) -> tuple[int, int, bool]:
+    """Where the transaction ends that starts at `start`, where its outputs end, whether it touches one of the two sets.
 
     The single-byte sizes, which nearly all are, are read in place: a call for each would double the time.
     """
@@ -127,6 +171,7 @@ def _skim_tx(raw: bytes, start: int, scripts: AbstractSet[bytes], outpoints: Abs
         if raw[at : at + length] in scripts:
             hit = True
         at += length
+    core = at
     if segwit:
         for _ in range(inputs):
             items, at = _compact(raw, at)
@@ -140,7 +185,7 @@ def _skim_tx(raw: bytes, start: int, scripts: AbstractSet[bytes], outpoints: Abs
     # Slices past the end are empty, not errors; a count that lies is caught by the next index or here.
     if at > size:
         raise IndexError
-    return at, hit
+    return at, core, hit
 
 
 def _take_apart(raw: bytes) -> ParsedTx:

@@ -177,6 +177,7 @@ class Backend:
 
     async def look(self) -> None:
         """Look at tip and mempool now instead of at the next hint or poll."""
+        await self._view.refresh()
         await self._follow.sync()
         await self._follow.poll_mempool()
 
@@ -261,6 +262,7 @@ class Backend:
             await self._check()
         if self._health is Health.SYNCING:
             return  # thousands of blocks a minute: leap to the tip when it is there
+        await self._view.refresh()
         moved = await self._follow.sync()
         if moved and not hinted:
             self.prompt = False

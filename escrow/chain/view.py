@@ -90,6 +90,10 @@ class ChainView(BlockSource, Protocol):
         """
         ...
 
+    async def refresh(self) -> None:
+        """Learn of new blocks. Called before the chain is followed, at each hint and each poll."""
+        ...
+
     async def fee_rate(self, target_blocks: int) -> FeeRate:
         """As `ChainBackend.fee_rate`."""
         ...

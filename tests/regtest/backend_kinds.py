@@ -1,0 +1,54 @@
+"""Every kind of chain backend over a regtest bitcoind, for tests that must hold for each of them."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from escrow.chain.cbf import CbfBackend, CbfConfig
+from escrow.chain.driver import Backend
+from p2pnode.regtest import RegtestNode
+from protocol.types import Network
+from tests.regtest.chain_support import backend_on
+
+KINDS = ("bitcoind", "cbf")
+
+
+def clock() -> int:
+    return int(time.time())
+
+
+def cbf_config(*nodes: RegtestNode, **options: object) -> CbfConfig:
+    base: dict[str, object] = {
+        "network": Network.REGTEST,
+        "peers": tuple(f"127.0.0.1:{node.p2p_port}" for node in nodes),
+        "poll_seconds": 0.2,
+        "safety_poll_seconds": 0.2,
+        "timeout_seconds": 10.0,
+        "fallback_fee_rate": 2_000,
+    }
+    return CbfConfig(**{**base, **options})  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def opened(backend: Backend) -> AsyncIterator[Backend]:
+    await backend.start()
+    try:
+        yield backend
+    finally:
+        await backend.close()
+
+
+@asynccontextmanager
+async def kind_on(kind: str, node: RegtestNode) -> AsyncIterator[Backend]:
+    match kind:
+        case "bitcoind":
+            async with backend_on(node) as backend:
+                yield backend
+        case "cbf":
+            async with opened(CbfBackend(cbf_config(node), clock, random.Random(1))) as light:
+                yield light
+        case _:
+            raise AssertionError(kind)
