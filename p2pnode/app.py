@@ -67,8 +67,9 @@ from p2pnode.policy import TradePolicy
 from p2pnode.ports import AddressUnavailable, unavailable
 from p2pnode.post import ChannelPost
 from p2pnode.publisher import OwnContact, Publisher
+from p2pnode.reach.portmap import PortMapper
 from p2pnode.reach.probe import Helper
-from p2pnode.reach.reachability import Reachability, Told
+from p2pnode.reach.reachability import Reachability, Told, own_ipv4
 from p2pnode.reach.relay import Relay, RelayLimits
 from p2pnode.reach.service import RelayDoor
 from p2pnode.reconcile import Reconciler
@@ -343,8 +344,17 @@ class App:
         config, network = self.config, self.config.network
         relay = Relay(channels, _relay_limits(config))
         self._parts.callback(relay.close)
-        reach = Reachability(dht, channels, relay, listening, _told(config))
+        mapper: PortMapper | None = None
+        if _maps_port(config):
+            mapper = PortMapper(listening.port, own_ipv4)
+        reach = Reachability(
+            dht, channels, relay, listening, _told(config), lambda: None if mapper is None else mapper.external
+        )
         self._parts.push_async_callback(reach.close)
+        if mapper is not None:
+            self._parts.push_async_callback(mapper.close)
+            reach.subscribe_moves(mapper.kick)
+            mapper.start(reach.kick)
         helper = Helper(network, self.clock, _dialer(config))
         self._door = RelayDoor(relay, helper, reach.registrar)
         return reach
@@ -479,7 +489,9 @@ def _local(config: Config) -> bool:
 
 
 def _dialer(config: Config) -> Dialer:
-    return dial_tcp if _local(config) else dial_public
+    """How this node dials: from the address that it listens on, if that is a certain one, as others see it then."""
+    source = config.node.host if scope_of(config.node.host) >= Scope.PRIVATE else None
+    return partial(dial_tcp if _local(config) else dial_public, source=source)
 
 
 def _relay_limits(config: Config) -> RelayLimits:
@@ -518,6 +530,12 @@ def _told(config: Config) -> Told:
         client=node.dht_client,
         local=_local(config),
     )
+
+
+def _maps_port(config: Config) -> bool:
+    if config.node.port_mapping != "auto":
+        return config.node.port_mapping == "yes"
+    return config.network is not Network.REGTEST and scope_of(config.node.host) is not Scope.LOOPBACK
 
 
 def _describe_escrow(contract: Contract, network: Network) -> tuple[bytes, str]:

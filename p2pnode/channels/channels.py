@@ -173,7 +173,7 @@ class Channels:
             async with asyncio.timeout(timeout):
                 for _ in range(MAX_ATTEMPTS):
                     connection = None
-                    paths = (*addresses, *self._best_first(peer, relays))
+                    paths: list[Path] = [*addresses, *self._best_first(peer, relays)]
                     connection = await self._connection(peer, paths)
                     began = loop.time()
                     try:

@@ -132,12 +132,16 @@ class TcpLink:
             self._transport.abort()
 
 
-async def dial_tcp(address: Address) -> Link:
-    """Connect over TCP. A host name's addresses are tried side by side. Raises OSError."""
+async def dial_tcp(address: Address, source: str | None = None) -> Link:
+    """Connect over TCP, from our address `source` if it is given and of the same version of IP. Raises OSError.
+
+    A host name's addresses are tried side by side.
+    """
+    local = (source, 0) if source is not None and ip_version(source) == ip_version(address.host) else None
     delay = None if ip_version(address.host) else RESOLVED_DELAY
     try:
         reader, writer = await asyncio.open_connection(
-            address.host, address.port, limit=READ_BYTES, happy_eyeballs_delay=delay
+            address.host, address.port, limit=READ_BYTES, happy_eyeballs_delay=delay, local_addr=local
         )
     except UnicodeError as e:
         raise OSError(f"{address.host} is not a host name") from e
@@ -148,7 +152,7 @@ class NotPublic(OSError):
     """The address is not one of the public network."""
 
 
-async def dial_public(address: Address) -> Link:
+async def dial_public(address: Address, source: str | None = None) -> Link:
     """Connect over TCP, but only to addresses of the public network: for addresses that strangers name.
 
     A name is resolved first and judged by what it resolves to; else a record could lead into the networks that only we
@@ -165,7 +169,7 @@ async def dial_public(address: Address) -> Link:
     failure: OSError | None = None
     for host in hosts:
         try:
-            return await dial_tcp(Address(host, address.port))
+            return await dial_tcp(Address(host, address.port), source)
         except OSError as e:
             failure = e
     raise failure or NotPublic("no address")

@@ -100,6 +100,7 @@ class Reachability:
         self._seen: tuple[Address, ...] = ()
         self._hosts = own_hosts()
         self._listeners: list[Callable[[], None]] = []
+        self._on_move: list[Callable[[], None]] = []
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self.registrar = Registrar(channels, self._candidates, self._changed)
@@ -113,6 +114,10 @@ class Reachability:
     def subscribe(self, listener: Callable[[], None]) -> None:
         """Call `listener` when `addresses` or `relays` may have changed."""
         self._listeners.append(listener)
+
+    def subscribe_moves(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when this machine's own address has changed."""
+        self._on_move.append(listener)
 
     def addresses(self) -> tuple[Address, ...]:
         """Where others may try to dial us: as configured, else where they reached us."""
@@ -216,6 +221,8 @@ class Reachability:
             self._hosts = hosts
             log.info("this node's address has changed")
             self._channels.leave(lambda host, gone=gone: host in gone)  # type: ignore[misc]  # bound now
+            for listener in self._on_move:
+                listener()
             self.kick()
 
     # What follows.
@@ -268,6 +275,11 @@ def own_hosts() -> frozenset[str]:
         except OSError:
             continue
     return frozenset(found)
+
+
+def own_ipv4() -> str | None:
+    """The IPv4 address of this machine in its network, if it has one."""
+    return next((host for host in own_hosts() if ip_version(host) == 4), None)
 
 
 def _decided(answers: Sequence[Probed]) -> bool:

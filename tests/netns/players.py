@@ -36,7 +36,7 @@ class NamespacedCast(Cast):
         for daemon in self.daemons:
             namespace = places[daemon.name][0]
             daemon.prefix = ("ip", "netns", "exec", namespace)
-            daemon.client = _client_in(namespace)
+            daemon.client = client_in(namespace)
 
     async def start_chain_and_seeds(self) -> None:
         await self.bitcoind.start()
@@ -78,7 +78,9 @@ class _There(Client):
         return self._http
 
 
-def _client_in(namespace: str) -> type[Client]:
+def client_in(namespace: str) -> type[Client]:
+    """The class of clients that speak from a namespace."""
+
     class There(_There):
         pass
 

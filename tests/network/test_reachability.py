@@ -1,0 +1,197 @@
+"""Finding out whether others can dial us, and what follows, with a real DHT and real channels on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+
+import pytest
+
+from dht.engine import EngineConfig
+from dht.node import DhtConfig, DhtNode, Seed, mine_node_key
+from p2pnode.channels import AnyService, Channels, Limits, Pipe, PipeService, dial_tcp
+from p2pnode.clock import SystemClock
+from p2pnode.reach import probe, reachability
+from p2pnode.reach.probe import Helper
+from p2pnode.reach.reachability import Reachability, Told, Verdict
+from p2pnode.reach.relay import Relay
+from p2pnode.reach.service import RelayDoor
+from protocol.contact import Address
+from protocol.relay import RELAY_SERVICE, Reached, probed
+from protocol.types import Network
+from tests.network.channel_support import eventually
+from tests.network.dht_net import NOTES, WallClock
+
+
+class Peer:
+    """A node with a DHT, channels and an opinion of its reachability. With `hidden` its TCP port answers nobody."""
+
+    def __init__(self, seed: int) -> None:
+        print(f"seed {seed}")
+        self.rng = random.Random(seed)
+        self.host = f"127.7.{seed}.1"
+        _, self.key = mine_node_key(lambda _: self.rng.randbytes(32), 4)
+
+    async def start(self, entry: Peer | None, *, hidden: bool = False, told: Told | None = None) -> Peer:
+        self.dht = DhtNode(
+            DhtConfig(self.host, 0, engine=EngineConfig(local_addresses=True)),
+            self.key,
+            Network.REGTEST,
+            (NOTES,),
+            clock=WallClock(),
+            rng=self.rng,
+        )
+        await self.dht.start()
+        services: dict[int, AnyService] = {RELAY_SERVICE: PipeService(self._relayed)}
+        limits = Limits(max_inbound_per_origin=100)
+        dial = partial(dial_tcp, source=self.host)
+        self.channels = Channels(self.key, Network.REGTEST, services, limits=limits, clock=SystemClock(), dial=dial)
+        port = self.dht.local[1]
+        if not hidden:
+            await self.channels.listen(self.host, port)
+        self.relay = Relay(self.channels)
+        self.helper = Helper(Network.REGTEST, SystemClock(), dial_tcp)
+        told = told or Told(local=True)
+        self.reach = Reachability(self.dht, self.channels, self.relay, Address(self.host, port), told)
+        self.door = RelayDoor(self.relay, self.helper, self.reach.registrar)
+        self.changes = 0
+        self.reach.subscribe(self._changed)
+        if entry is not None:
+            await self.dht.bootstrap([Seed(*entry.dht.local)])
+        self.reach.start()
+        return self
+
+    def _changed(self) -> None:
+        self.changes += 1
+
+    async def _relayed(self, pipe: Pipe) -> None:
+        await self.door.serve(pipe)
+
+    async def close(self) -> None:
+        await self.reach.close()
+        await self.channels.close()
+        self.relay.close()
+        await self.dht.close()
+
+
+PUBLIC = Told(setting="yes", external=(Address("127.0.0.1", 1),), local=True)
+Make = Callable[[int], Peer]
+
+
+@pytest.fixture
+async def make(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
+    monkeypatch.setattr(probe, "DIAL_SECONDS", 0.5)
+    monkeypatch.setattr(reachability, "AGAIN_UNKNOWN", 0.05)
+    peers: list[Peer] = []
+
+    def _make(seed: int) -> Peer:
+        peers.append(Peer(seed))
+        return peers[-1]
+
+    yield _make
+    for peer in peers:
+        await peer.reach.close()
+    for peer in peers:
+        await peer.close()
+
+
+def lying(reached: Reached) -> Callable[[Pipe], object]:
+    """A helper's answer, whatever is the case."""
+
+    async def answer(pipe: Pipe) -> None:
+        await pipe.read_exactly(2)
+        assert pipe.carrier_endpoint is not None
+        pipe.write(probed(reached, pipe.carrier_endpoint))
+        await pipe.close()
+
+    return answer
+
+
+async def test_node_that_peers_can_dial_serves_relays_and_says_where_it_is(make: Make) -> None:
+    entry = await make(1).start(None, told=PUBLIC)
+    node = await make(2).start(entry)
+    await eventually(lambda: node.reach.verdict is Verdict.REACHABLE)
+    assert node.dht.serves
+    assert node.relay.enabled
+    assert node.reach.addresses() == (Address(*node.dht.local),)
+    assert node.reach.relays() == ()
+    await eventually(lambda: node.key.public in {c.key for c in entry.dht.peers()})
+
+
+async def test_node_that_nobody_can_dial_is_a_client_with_relays(make: Make) -> None:
+    entry = await make(1).start(None, told=PUBLIC)
+    node = await make(2).start(entry, hidden=True)
+    await eventually(lambda: node.reach.verdict is Verdict.UNREACHABLE)
+    await eventually(lambda: len(node.reach.relays()) == 1)
+    assert node.reach.addresses() == ()
+    assert not node.dht.serves
+    assert not node.relay.enabled
+    assert node.changes >= 1
+    assert node.key.public not in {c.key for c in entry.dht.peers()}
+    assert node.reach.relays()[0].addresses == (Address(*entry.dht.local),)
+
+
+@pytest.mark.parametrize(
+    ("lie", "hidden", "truth"),
+    [
+        (Reached.TCP | Reached.UDP, True, Verdict.UNREACHABLE),
+        (Reached.NOT, False, Verdict.REACHABLE),
+    ],
+)
+async def test_one_liar_among_helpers_decides_nothing(make: Make, lie: Reached, hidden: bool, truth: Verdict) -> None:
+    entry = await make(1).start(None, told=PUBLIC)
+    others = [await make(seed).start(entry, told=PUBLIC) for seed in (2, 3)]
+    others[0].helper.answer = lying(lie)  # type: ignore[assignment, method-assign]
+    for other in others:
+        await other.dht.find_nodes(other.dht.node_id)
+    node = make(5)
+    await node.start(entry, hidden=hidden)
+    await eventually(lambda: len(node.dht.peers()) == 3)
+    node.reach.kick()
+    await eventually(lambda: node.reach.verdict is truth)
+    answers = await node.reach._ask_around()
+    await node.reach._judge(answers)
+    assert node.reach.verdict is truth
+
+
+async def test_node_that_loses_its_way_in_becomes_a_client_and_comes_back(make: Make) -> None:
+    entry = await make(1).start(None, told=PUBLIC)
+    node = await make(2).start(entry)
+    await eventually(lambda: node.reach.verdict is Verdict.REACHABLE)
+    (server,) = node.channels._servers
+    server.close()
+    node.reach.kick()
+    await eventually(lambda: node.reach.verdict is Verdict.UNREACHABLE)
+    await eventually(lambda: len(node.reach.relays()) == 1)
+    assert not node.dht.serves
+    await node.channels.listen(node.host, node.dht.local[1])
+    node.reach.kick()
+    await eventually(lambda: node.reach.verdict is Verdict.REACHABLE)
+    await eventually(lambda: entry.relay.registrations == 0)
+    assert node.reach.relays() == ()
+
+
+async def test_users_word_is_not_overruled(make: Make) -> None:
+    entry = await make(1).start(None, told=PUBLIC)
+    never = await make(2).start(entry, told=Told(setting="no", local=True))
+    client = await make(3).start(entry, told=Told(client=True, local=True))
+    await eventually(lambda: client.reach.verdict is Verdict.REACHABLE)
+    assert not client.dht.serves
+    assert client.reach.addresses()
+    await eventually(lambda: len(never.reach.relays()) == 1)
+    assert never.reach.verdict is Verdict.UNKNOWN
+    assert entry.reach.addresses() == PUBLIC.external
+
+
+async def test_private_addresses_are_not_published_on_the_public_network(make: Make) -> None:
+    node = await make(1).start(None, told=Told(setting="yes"))
+    assert node.reach.addresses() == ()
+
+
+async def test_nobody_to_ask_leaves_the_question_open(make: Make) -> None:
+    node = await make(1).start(None)
+    await asyncio.sleep(0)
+    assert node.reach.verdict is Verdict.UNKNOWN
+    assert not node.dht.serves
