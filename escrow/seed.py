@@ -11,6 +11,7 @@ The paths, all below `m/83696968'/7352944'/0'` (BIP85, our application number, l
     1'/i'               persona key i: seed of an Ed25519 key
     2'/i'               arbiter base key of persona i: secp256k1
     3'/r'/w0'/.../w8'   escrow key of role r in a trade: secp256k1
+    4'/0'               key of backup files: XChaCha20-Poly1305
 
 w0 to w8 are the 32 bytes of the trade id in words of 31 bits, most significant bit first, the last word filled up with
 23 zero bits. So every trade and role has a key of its own, and mnemonic and contract alone give it back. 7352944 is
@@ -39,7 +40,7 @@ BIP85: Final = 83696968
 APPLICATION: Final = 0x703270
 LAYOUT: Final = 0
 
-_NODE, _PERSONA, _ARBITER, _ESCROW = range(4)
+_NODE, _PERSONA, _ARBITER, _ESCROW, _BACKUP = range(5)
 _WORD_COUNTS: Final = {12: 16, 15: 20, 18: 24, 21: 28, 24: 32}
 """Words of a mnemonic to bytes of entropy (BIP39)."""
 
@@ -137,6 +138,10 @@ class Seed:
     def arbiter_base_key(self, index: int = 0) -> bytes:
         """The secp256k1 secret of the base point that persona `index` announces as an arbiter, 32 bytes."""
         return _in_group(self._secret(_ARBITER, index))
+
+    def backup_key(self) -> bytes:
+        """The 32-byte key under which backup files are encrypted."""
+        return self._secret(_BACKUP, 0)
 
     def escrow_key(self, trade_id: bytes, role: EscrowRole) -> bytes:
         """The secp256k1 secret of one role in one trade, 32 bytes. Raises ValueError when the id has not 32 bytes."""

@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
+from escrow.wallet.labels import outpoint_of
 from p2pnode import money
 from p2pnode.api.schema import MethodDetails
+from p2pnode.birthday import parse_birthday
 from protocol.errors import UserError
 
 T = TypeVar("T")
@@ -87,6 +89,25 @@ def blocks(text: str) -> int:
 def block_height(text: str) -> int:
     """The height of a block. Raises BadInput."""
     return whole(text, 0, 2**31 - 1, "the height of a block")
+
+
+def birthday(text: str) -> str:
+    """A height or a time, as `p2pnode.birthday` reads them. Raises BadInput."""
+    try:
+        parse_birthday(text)
+    except ValueError:
+        raise BadInput(f"“{text[:30]}” is no height and no date: write 840000 or 2026-11-21") from None
+    return text
+
+
+def coin(text: str) -> str:
+    """A coin, `txid:number`. Raises BadLabels."""
+    return str(outpoint_of(text.strip().lower()))
+
+
+def word_count(text: str) -> int:
+    """How many words of a mnemonic to ask for. Raises BadInput."""
+    return whole(text, 1, 24, "a number of words")
 
 
 def confirmations(text: str) -> int:

@@ -412,7 +412,9 @@ def _wallet_verbs(top: _Verbs) -> None:
     history.add_argument("--limit", type=_typed("history_limit"), default=50, metavar="N", help="at most (50)")
     verbs.add("utxos", "list unspent coins, largest first")
     freeze = verbs.add("freeze", "set coins aside: nothing spends them until they are thawed")
-    freeze.add_argument("coins", type=_typed("coin"), nargs="+", metavar="COIN", help="txid:number, as `utxos` lists it")
+    freeze.add_argument(
+        "coins", type=_typed("coin"), nargs="+", metavar="COIN", help="txid:number, as `utxos` lists it"
+    )
     thaw = verbs.add("thaw", "give frozen coins back")
     thaw.add_argument("coins", type=_typed("coin"), nargs="+", metavar="COIN", help="txid:number, as `utxos` lists it")
     label = verbs.add("label", "put a label on an address, a coin or a transaction; an empty one takes it away")
@@ -420,10 +422,14 @@ def _wallet_verbs(top: _Verbs) -> None:
     label.add_argument("label", metavar="TEXT", help="what you want to be reminded of")
     export = verbs.add("labels", "list all labels, or export or import them as other wallets do (BIP329)")
     export.add_argument("--export", metavar="FILE", help="write them to FILE, one JSON object per line; -: to stdout")
-    export.add_argument("--import", dest="import_", metavar="FILE", help="add those of FILE; nothing if a line is wrong")
+    export.add_argument(
+        "--import", dest="import_", metavar="FILE", help="add those of FILE; nothing if a line is wrong"
+    )
     descriptors = verbs.add("descriptors", "show the wallet's descriptors, to watch it with another program")
     descriptors.add_argument(
-        "--private", action="store_true", help="with the private key: whoever sees it can spend all; asks for passphrase"
+        "--private",
+        action="store_true",
+        help="with the private key: whoever sees it can spend all; asks for passphrase",
     )
     words = verbs.add(
         "check-words",
@@ -438,9 +444,7 @@ def _rate(parser: argparse.ArgumentParser) -> None:
 
 
 def _coins(parser: argparse.ArgumentParser, about: str) -> None:
-    parser.add_argument(
-        "--coin", type=_typed("coin"), action="append", default=[], metavar="TXID:NUMBER", help=about
-    )
+    parser.add_argument("--coin", type=_typed("coin"), action="append", default=[], metavar="TXID:NUMBER", help=about)
 
 
 def _other_verbs(top: _Verbs) -> None:

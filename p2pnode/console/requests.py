@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -138,7 +139,34 @@ def take(args: argparse.Namespace, offer: s.OfferView) -> s.TakeRequest:
 
 def send(args: argparse.Namespace) -> s.SendRequest:
     """What `wallet send` asks for. Raises BadInput."""
-    return s.SendRequest(address=args.address, amount_sats=args.amount, fee_rate_sats_per_kvb=args.fee_rate)
+    return _make(
+        s.SendRequest,
+        address=args.address,
+        fee_rate_sats_per_kvb=args.fee_rate,
+        coins=args.coin,
+        amount_sats=args.amount,
+        keep=("amount_sats",),
+    )
+
+
+def consolidation(args: argparse.Namespace) -> s.ConsolidateRequest:
+    """What `wallet consolidate` asks for."""
+    return _make(s.ConsolidateRequest, below_sats=args.below, coins=args.coin, fee_rate_sats_per_kvb=args.fee_rate)
+
+
+def bump(args: argparse.Namespace) -> s.BumpRequest:
+    """What `wallet bump` asks for. Raises BadInput."""
+    return _make(s.BumpRequest, txid=args.txid.strip().lower(), fee_rate_sats_per_kvb=args.fee_rate)
+
+
+def label(args: argparse.Namespace) -> s.LabelRecord:
+    """What `wallet label` asks for: what is labelled tells its type. Raises BadInput."""
+    what = args.of.strip()
+    kind = "addr"
+    if re.fullmatch(r"[0-9a-fA-F]{64}(:[0-9]{1,9})?", what):
+        what = what.lower()
+        kind = "output" if ":" in what else "tx"
+    return _make(s.LabelRecord, type=kind, ref=what, label=args.label)
 
 
 def announcement(args: argparse.Namespace) -> s.AnnounceRequest:
@@ -182,7 +210,8 @@ def release_question(trade: s.TradeView) -> str:
 
 def send_question(args: argparse.Namespace) -> str:
     """What the user is asked before a payment."""
-    amount = "everything that is spendable" if args.amount is None else f"{format_sats(args.amount)} BTC"
+    everything = f"all of {len(args.coin)} coins" if args.coin else "everything that is spendable"
+    amount = everything if args.amount is None else f"{format_sats(args.amount)} BTC"
     return f"Send {amount} to {args.address}?"
 
 
@@ -209,9 +238,9 @@ def _terms(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _make(cls: type[R], **values: Any) -> R:  # noqa: ANN401  (each field has its own type)
-    """The request with these fields; None means "not given" and leaves the default. Raises BadInput."""
-    given = {name: value for name, value in values.items() if value is not None}
+def _make(cls: type[R], *, keep: tuple[str, ...] = (), **values: Any) -> R:  # noqa: ANN401  (each its own type)
+    """The request with these fields; None is "not given" and leaves the default, but for `keep`. Raises BadInput."""
+    given = {name: value for name, value in values.items() if value is not None or name in keep}
     try:
         return msgspec.convert(msgspec.to_builtins(given), cls)
     except msgspec.ValidationError as e:

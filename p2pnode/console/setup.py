@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from p2pnode import keystore
+from p2pnode.birthday import birthday_text
 from p2pnode.config import Config, load, write_out
 from p2pnode.datadir import DataDir, write_private
 from p2pnode.keystore import Keys
@@ -44,13 +46,27 @@ class NewNode(Struct, frozen=True):
 
 
 def init(
-    flags: Mapping[str, object], file: Path | None, *, restore: str | None, no_passphrase: bool, with_extra: bool
+    flags: Mapping[str, object],
+    file: Path | None,
+    *,
+    restore: str | None,
+    no_passphrase: bool,
+    with_extra: bool,
+    birthday: str | None = None,
 ) -> NewNode:
     """Make a node.
 
     `restore`: None for a new mnemonic, else the file with the words, `-` for standard input. `with_extra`: the
-    mnemonic has a passphrase of its own (BIP39). Raises what config, datadir and keystore raise.
+    mnemonic has a passphrase of its own (BIP39). `birthday`: the age of a restored one, as `p2pnode.birthday` reads it;
+    a new one is as old as now. Raises what config, datadir and keystore raise.
     """
+    if birthday is not None and restore is None:
+        raise UserError("--birthday tells the age of a mnemonic that is restored: give --restore as well")
+    asked = {key: value for key, value in flags.items() if key != "data_dir"}
+    if birthday is None and restore is None and "wallet.birthday" not in flags:
+        birthday = birthday_text(int(time.time()))
+    if birthday is not None:
+        flags = {**flags, "wallet.birthday": birthday}
     config = load(flags=flags, file=file, environ=os.environ)
     folder = DataDir(config.data_dir)
     if folder.keystore.exists():
@@ -60,13 +76,13 @@ def init(
     words = keystore.new_mnemonic() if restore is None else read_words(restore)
     extra = extra_passphrase() if with_extra else ""
     keys = Keys(config.network, words, extra)
-    passphrase = _new_passphrase(config, no_passphrase=no_passphrase)
+    passphrase = new_passphrase(config, no_passphrase=no_passphrase)
     folder.create()
     with folder.lock():
         settings = {key: value for key, value in flags.items() if key != "data_dir"}
         if not folder.config.exists():
             write_private(folder.config, write_out(config, flags=settings, file=file).encode())
-        elif settings or file is not None:
+        elif asked or file is not None:
             raise UserError(f"{folder.config} is there already: change it instead of giving settings to init")
         keystore.create(
             folder.keystore,
@@ -117,7 +133,8 @@ def show(made: NewNode, *, as_json: bool) -> None:
     print("\n".join(lines))  # noqa: T201
 
 
-def _new_passphrase(config: Config, *, no_passphrase: bool) -> str:
+def new_passphrase(config: Config, *, no_passphrase: bool) -> str:
+    """The passphrase of a keystore to be made. Raises PassphraseUnfit, NoPassphrase."""
     if no_passphrase:
         return ""
     passphrase = keystore.ask_passphrase(
