@@ -197,9 +197,13 @@ class DhtNode:
         if self._transport is not None:
             self._transport.close()
             self._transport = None
+        self.save_peers()
+        self.storage.close()
+
+    def save_peers(self) -> None:
+        """Keep the nodes that are known now for the next start; where none are, those kept before stay."""
         if self.storage.disk is not None and len(self.engine.table):
             self.storage.disk.save_peers(self.engine.table.closest(0, KEPT_PEERS))
-        self.storage.close()
 
     @property
     def local(self) -> tuple[str, int]:

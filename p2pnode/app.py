@@ -13,10 +13,9 @@ import logging
 import random
 import signal
 import time
-from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from dht.contact import Scope, scope_of
 from dht.disk import open_storage
@@ -55,6 +54,7 @@ from p2pnode.database import Database
 from p2pnode.datadir import DataDir
 from p2pnode.delivery import DELIVER_SERVICE, Delivery, Refusal
 from p2pnode.engine import Engine
+from p2pnode.entry import Entry
 from p2pnode.executor import Executor
 from p2pnode.intake import Intake
 from p2pnode.keyring import Keyring
@@ -93,10 +93,11 @@ from protocol.relay import RELAY_SERVICE
 from protocol.types import Network
 from protocol.wire import MAX_ENVELOPE, Envelope
 
+if TYPE_CHECKING:
+    from p2pnode.discovery import Discovery
+
 PORT_ATTEMPTS: Final = 8
 """With port 0: how often a UDP port is tried whose TCP twin turns out to be taken."""
-BOOTSTRAP_PAUSE: Final = 15.0
-"""Seconds between attempts to enter the network while nobody is known."""
 
 log = logging.getLogger(__name__)
 
@@ -260,7 +261,10 @@ class App:
         publisher.start()
         reach.subscribe(publisher.kick)
         reach.start()
-        self._spawn_bootstrap(dht, on_entry)
+        local = self._discovery(host, port) if config.node.mdns else None
+        entry = Entry(dht, [Seed.parse(text) for text in config.node.seeds], on_entry, local=local)
+        self._parts.push_async_callback(entry.close)
+        entry.start()
         persona = self.keyring.persona.public
         facts = NodeFacts(
             network=network,
@@ -340,6 +344,12 @@ class App:
         )
         return watch, engine, executor, delivery, reconciler, taking
 
+    def _discovery(self, host: str, port: int) -> Discovery:
+        # Its library takes a tenth of a second to load: only who wants it waits for it.
+        from p2pnode.discovery import Discovery  # noqa: PLC0415
+
+        return Discovery(self.keyring.node.public, self.config.network, self.config.node.mdns, host, port)
+
     def _reachability(self, channels: Channels, dht: DhtNode, listening: Address) -> Reachability:
         config, network = self.config, self.config.network
         relay = Relay(channels, _relay_limits(config))
@@ -418,24 +428,6 @@ class App:
                 await task
 
         self._parts.push_async_callback(end)
-
-    def _spawn_bootstrap(self, dht: DhtNode, on_entry: Sequence[Callable[[], None]]) -> None:
-        """Keep trying to enter the network while nobody is known; call `on_entry` once somebody is."""
-        seeds = [Seed.parse(text) for text in self.config.node.seeds]
-
-        async def enter() -> None:
-            while True:
-                if not dht.peers():
-                    known = await dht.bootstrap(seeds)
-                    if known:
-                        log.info("entered the network: %d nodes known", known)
-                        for listener in on_entry:
-                            listener()
-                    elif seeds:
-                        log.warning("no seed answers; trying again in %d s", BOOTSTRAP_PAUSE)
-                await asyncio.sleep(BOOTSTRAP_PAUSE)
-
-        self._spawn("bootstrap", enter())
 
     def _every_minute(self, work: object) -> None:
         async def loop() -> None:
