@@ -45,6 +45,7 @@ _REMEMBERED: Final = 500
 _CANDIDATES: Final = 5_000
 _AT_ONCE: Final = 8
 _BAN: Final = 24 * 3_600
+_PAUSE: Final = 5
 _RETRY: Final = 10 * 60
 """Seconds until a peer that could not be reached is tried again; named peers are tried at each occasion."""
 
@@ -127,9 +128,10 @@ class PeerPool:
             if not peer.live:
                 del self._peers[address]
                 await peer.close()
-                # A named peer is its user's choice; what it says is checked each time.
-                lied = isinstance(peer.ended, PeerBroken) and not self._named
-                self._not_before[address] = self._clock() + (_BAN if lied else 0)
+                if isinstance(peer.ended, PeerBroken):
+                    # A named peer is its user's choice; what it says is checked each time.
+                    self._not_before[address] = self._clock() + (_PAUSE if self._named else _BAN)
+                    self._failure = peer.ended
         if len(self._peers) < self._wanted and not self._ready() and not self._named:
             await self._ask_around()
         while (missing := self._wanted - len(self._peers)) > 0 and (candidates := self._ready()):
