@@ -79,6 +79,8 @@ class NodeConfig:
     """Ask the DHT but do not serve it: for a node behind a firewall that no one can reach."""
     local_addresses: bool = False
     """Talk to loopback and private addresses of peers. Always on on regtest."""
+    mdns: str = ""
+    """A name that nodes of one local network share to find each other by mDNS. Empty: neither announce nor search."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,6 +365,7 @@ def _check(config: Config, given: tuple[Source, ...]) -> None:
     for address in config.node.external:
         if not _is_address(address):
             raise refuse("node.external", f"expected host:port, got {address!r}")
+    _check_mdns(config, refuse)
     _check_chain(config.chain, given, refuse)
     try:
         parse_birthday(config.wallet.birthday)
@@ -372,6 +375,14 @@ def _check(config: Config, given: tuple[Source, ...]) -> None:
     fallback = config.trade.fallback_fee_rate_sats_per_kvb
     if fallback is not None and fallback > config.trade.max_fee_rate_sats_per_kvb:
         raise refuse("trade.fallback_fee_rate_sats_per_kvb", "it is over trade.max_fee_rate_sats_per_kvb")
+
+
+def _check_mdns(config: Config, refuse: Callable[[str, str], BadConfig]) -> None:
+    name = config.node.mdns
+    if not re.fullmatch(r"[a-z0-9-]{0,32}", name):
+        raise refuse("node.mdns", f"expected a name of at most 32 of a-z, 0-9 and -, got {name!r}")
+    if name and not config.node.local_addresses and config.network is not Network.REGTEST:
+        raise refuse("node.mdns", "who is found is at a private address: set node.local_addresses too")
 
 
 def _check_chain(chain: ChainConfig, given: tuple[Source, ...], refuse: Callable[[str, str], BadConfig]) -> None:

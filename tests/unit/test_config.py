@@ -288,3 +288,20 @@ class TestShippedFiles:
         left["data_dir"] = right["data_dir"]
         left["log.file"] = str(tmp_path / left["log.file"])
         assert left == right
+
+
+class TestLocalNetwork:
+    def test_a_node_announces_itself_to_its_neighbours_only_when_asked_to(self) -> None:
+        assert load(home=Path("/nowhere")).node.mdns == ""
+
+    @pytest.mark.parametrize("name", ["Home", "two words", "x" * 33, "über"])
+    def test_a_name_that_dns_could_not_carry_is_refused(self, name: str) -> None:
+        with pytest.raises(BadConfig, match=r"node\.mdns"):
+            load(flags={"node.mdns": name, "network": "regtest"}, home=Path("/nowhere"))
+
+    def test_who_would_find_nodes_that_he_may_not_talk_to_is_told(self) -> None:
+        """It would look switched on and find nobody."""
+        with pytest.raises(BadConfig, match=r"local_addresses"):
+            load(flags={"node.mdns": "home"}, home=Path("/nowhere"))
+        flags = {"node.mdns": "home", "node.local_addresses": "true"}
+        assert load(flags=flags, home=Path("/nowhere")).node.mdns == "home"
