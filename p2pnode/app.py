@@ -66,6 +66,7 @@ from p2pnode.ownoffers import OwnOffers
 from p2pnode.policy import TradePolicy
 from p2pnode.ports import AddressUnavailable, unavailable
 from p2pnode.post import ChannelPost
+from p2pnode.prices import Feed, PriceFeeds, parse_manual
 from p2pnode.publisher import OwnContact, Publisher
 from p2pnode.reach.portmap import PortMapper
 from p2pnode.reach.probe import Helper
@@ -193,6 +194,8 @@ class App:
         )
         self.own = OwnOffers(database, self.book, self.notices, self.keyring, network, clock)
         arbitrates = config.has("arbiter")
+        self._prices = _prices(config, clock, self.own)
+        self._parts.push_async_callback(self._prices.close)
         own = (self.keyring.persona.public,)
         directory = ArbiterDirectory(database, dht, network, clock, own=own, referenced=self.own.announcement_ids)
         self._parts.push_async_callback(directory.close)
@@ -235,6 +238,8 @@ class App:
                 self.keyring.persona,
                 network,
                 clock,
+                prices=self._prices,
+                prices_ready=self._prices.ready,
             )
             coins = CoinService(
                 wallet,
@@ -258,6 +263,7 @@ class App:
             reconciler.start()
             mailbox.start()
 
+        self._prices.start()
         publisher.start()
         reach.subscribe(publisher.kick)
         reach.start()
@@ -319,6 +325,7 @@ class App:
             max_open_trades=config.trade.max_open,
             max_amount=config.trade.max_amount_sats,
             confirmations=config.trade.confirmations,
+            price_tolerance=config.prices.tolerance_ppm,
         )
 
         def refused(refusal: Refusal) -> None:
@@ -329,7 +336,15 @@ class App:
         engine.subscribe(lambda state: delivery.kick(state.peer))
         reconciler = Reconciler(engine, delivery, contacts, post, self.keyring, self.notices, network, clock)
         self._intake = Intake(
-            engine, self.own, contacts, policy, network, clock, on_sync=reconciler.received, unspent=backend.unspent
+            engine,
+            self.own,
+            contacts,
+            policy,
+            network,
+            clock,
+            on_sync=reconciler.received,
+            unspent=backend.unspent,
+            prices=self._prices,
         )
         taking = Taking(
             engine,
@@ -504,6 +519,21 @@ def _relay_limits(config: Config) -> RelayLimits:
         circuits=limits.relay_circuits,
         bytes_per_second=rate,
         bytes_per_second_per_origin=rate // 2,
+    )
+
+
+def _prices(config: Config, clock: Clock, own: OwnOffers) -> PriceFeeds:
+    """Raises BadConfig."""
+    prices = config.prices
+    return PriceFeeds(
+        [Feed.parse(text) for text in prices.feeds],
+        clock,
+        random.SystemRandom(),
+        interval=prices.interval_seconds,
+        max_age=prices.max_age_seconds,
+        manual=parse_manual(prices.manual),
+        file=prices.file,
+        wanted=own.floating,
     )
 
 

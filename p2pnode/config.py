@@ -150,6 +150,26 @@ class TradeConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class PriceConfig:
+    """Where the market price comes from, which offers with a margin need. By default there is none."""
+
+    feeds: tuple[str, ...] = ()
+    """Each `name url path`: a JSON document and the place of the price of one bitcoin in it, keys and list positions
+    separated by points. `{currency}` stands for the code, `{lower}` for it in small letters. The median counts."""
+    interval_seconds: Annotated[int, Meta(ge=10, le=3_600)] = 60
+    """How often the feeds are asked, about."""
+    max_age_seconds: Annotated[int, Meta(ge=30, le=86_400)] = 300
+    """How long an answer counts."""
+    manual: tuple[str, ...] = ()
+    """Prices set by hand, each like `EUR 85000.00`; they stand for all feeds of their currency, for as long as they
+    are here."""
+    file: Path | None = None
+    """A file with such prices, one per line. It is read when it changes and counts until it is a day old."""
+    tolerance_ppm: Annotated[int, Meta(ge=0, le=1_000_000)] = 10_000
+    """How far a taker's price of an own offer at market price may be off our own market price."""
+
+
+@dataclass(frozen=True, slots=True)
 class KeystoreConfig:
     """The encrypted mnemonic."""
 
@@ -206,6 +226,7 @@ class Config:
     chain: ChainConfig = ChainConfig()
     wallet: WalletConfig = WalletConfig()
     trade: TradeConfig = TradeConfig()
+    prices: PriceConfig = PriceConfig()
     keystore: KeystoreConfig = KeystoreConfig()
     log: LogConfig = LogConfig()
     limits: LimitConfig = LimitConfig()

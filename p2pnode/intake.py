@@ -22,6 +22,7 @@ from p2pnode.contacts import Contacts
 from p2pnode.contracting import Derived, agreed_arbiters, derive
 from p2pnode.engine import Engine
 from p2pnode.policy import TradePolicy
+from p2pnode.prices import Prices
 from p2pnode.tradestore import Heads, StoredTrade
 from protocol import trade_events as ev
 from protocol import trade_state as st
@@ -50,7 +51,7 @@ from protocol.messages import (
     decode,
     encode_details,
 )
-from protocol.offer import Offer, OfferRef, price_at
+from protocol.offer import MarketPrice, Offer, OfferRef
 from protocol.types import Network
 from protocol.wire import Envelope, Kind, kind_of, open_envelope, parse_envelope, unpack
 
@@ -131,8 +132,9 @@ class Intake:
         *,
         on_sync: Callable[[Envelope, Sync], None],
         unspent: Callable[[OutPoint], Awaitable[bool | None]],
+        prices: Prices = lambda _currency, _feeds: None,
     ) -> None:
-        """`unspent` asks our own chain backend (`ChainBackend.unspent`)."""
+        """`unspent` asks our own chain backend (`ChainBackend.unspent`); `prices` gives market prices."""
         self._engine = engine
         self._trades = engine.trades
         self._makers = makers
@@ -142,6 +144,7 @@ class Intake:
         self._clock = clock
         self._on_sync = on_sync
         self._unspent = unspent
+        self._prices = prices
 
     async def deliver(self, peer: bytes, raw: bytes) -> bytes:
         """Handle one envelope from the node `peer`; the empty answer is the ack.
@@ -214,8 +217,8 @@ class Intake:
         bargain = take.bargain
         if not offer.amount_min <= bargain.amount <= offer.amount_max:
             raise TermsRefused("the amount is outside the offer's range")
-        if bargain.price != price_at(offer.price, offer.side, None):
-            raise TermsRefused("the price is not the offer's")
+        market = self._prices(offer.currency, offer.price.feeds) if isinstance(offer.price, MarketPrice) else None
+        self._policy.check_price(offer, bargain.price, market)
         if bargain.method not in offer.methods or bargain.escrow_type not in offer.escrow_types:
             raise TermsRefused("the offer does not accept that payment method or escrow type")
         self._policy.check_amount(bargain.amount)

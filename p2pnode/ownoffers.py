@@ -33,7 +33,7 @@ from protocol import trade_state as st
 from protocol.errors import NotFound, UserError
 from protocol.identity import SigningKey
 from protocol.messages import Details
-from protocol.offer import OFFER_WORK_BITS, Offer, OfferRef, Revocation, check_offer, reference
+from protocol.offer import OFFER_WORK_BITS, MarketPrice, Offer, OfferRef, Revocation, check_offer, reference
 from protocol.trade_state import TERMINAL, TradeState
 from protocol.types import Network
 from protocol.wire import Envelope, Kind, pack, parse_envelope, unpack
@@ -169,6 +169,12 @@ class OwnOffers:
         """The arbiters' announcements that open and taken offers refer to."""
         rows = self._db.execute(f"{_SELECT} WHERE state IN ('open', 'taken')")
         return {arbiter.announcement for row in rows for arbiter in self._read(row).offer.arbiters}
+
+    def floating(self) -> set[str]:
+        """The currencies of open offers at market price."""
+        rows = self._db.execute(f"{_SELECT} WHERE state = 'open'")
+        offers = (self._read(row).offer for row in rows)
+        return {offer.currency for offer in offers if isinstance(offer.price, MarketPrice)}
 
     def lookup(self, wanted: OfferRef) -> OwnOffer | None:
         """The offer, if exactly this version of it is open. Whether it has expired by now is the caller's to see."""

@@ -7,7 +7,8 @@ from msgspec import Struct
 from p2pnode.tradestore import TradeStore
 from protocol.contract import FeeTerms
 from protocol.errors import PeerRefusal
-from protocol.types import MAX_MONEY
+from protocol.offer import FixedPrice, Offer, price_at
+from protocol.types import MAX_MONEY, PPM, Side
 
 
 class FeesRefused(PeerRefusal):
@@ -28,6 +29,12 @@ class AmountRefused(PeerRefusal):
     code = 2152
 
 
+class PriceRefused(PeerRefusal):
+    """The price is not the offer's, or not the market's as this node sees it."""
+
+    code = 2153
+
+
 class TradePolicy(Struct, frozen=True):
     """Limits on trades. Fee rates in satoshis per 1,000 vB."""
 
@@ -38,6 +45,8 @@ class TradePolicy(Struct, frozen=True):
     max_open_trades: int = 100
     max_amount: int = MAX_MONEY
     """Satoshis of one trade."""
+    price_tolerance: int = 10_000
+    """How far, in ppm, a taker's price of an offer at market price may lie from our own."""
     confirmations: int = 1
     """Least confirmations of an escrow before money is paid."""
 
@@ -54,6 +63,21 @@ class TradePolicy(Struct, frozen=True):
         """Raises AmountRefused."""
         if amount > self.max_amount:
             raise AmountRefused(f"{amount:,} sat is over the {self.max_amount:,} sat that one trade may have")
+
+    def check_price(self, offer: Offer, price: int, market: int | None) -> None:
+        """The exact price of a take; `market` is our own market price now. Raises PriceRefused."""
+        ours = price_at(offer.price, offer.side, market)
+        if isinstance(offer.price, FixedPrice):
+            if price != ours:
+                raise PriceRefused("the price is not the offer's")
+            return
+        if ours is None:
+            raise PriceRefused(f"this node has no market price of {offer.currency} now")
+        limit = offer.price.limit
+        if limit is not None and (price > limit if offer.side is Side.BUY else price < limit):
+            raise PriceRefused("the price is past the offer's limit")
+        if abs(price - ours) * PPM > ours * self.price_tolerance:
+            raise PriceRefused(f"the price is more than {self.price_tolerance} ppm off this node's own")
 
     def check_load(self, trades: TradeStore) -> None:
         """Raises TooBusy."""

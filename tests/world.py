@@ -38,7 +38,7 @@ from protocol.announcement import ARBITER_WORK_BITS, Announcement, FeeTerms
 from protocol.contact import CONTACT_WORK_BITS, ContactRecord
 from protocol.identity import SigningKey
 from protocol.messages import Details
-from protocol.offer import SALT_BYTES, ArbiterRef, FixedPrice, Offer, Requirements, make_offer_id
+from protocol.offer import SALT_BYTES, ArbiterRef, FixedPrice, Offer, Price, Requirements, make_offer_id
 from protocol.trade_state import TradeState
 from protocol.types import EscrowType, Network, Side
 from protocol.wire import Envelope, Kind, open_envelope, pack
@@ -297,6 +297,7 @@ class World:
         self.both = (self.maker, self.taker)
         self.arbiters = (make_arbiter(1), make_arbiter(2))
         self.maker_side = maker_side
+        self.price: Price = FixedPrice(6_500_000)
         self.declined = False
         self.deposit = deposit
         self.escrow = escrow or EscrowType.WSH_2OF3_BACKUP
@@ -323,7 +324,7 @@ class World:
             amount_min=100_000,
             amount_max=2_000_000,
             currency="EUR",
-            price=FixedPrice(6_500_000),
+            price=self.price,
             methods=("sepa",),
             payment_window=144,
             buyer_deposit=self.deposit,
@@ -340,7 +341,7 @@ class World:
         )
         self.offer = await self.maker.own.create(offer, {"sepa": details_of("maker")})
 
-    async def take(self, amount: int = 1_000_000) -> None:
+    async def take(self, amount: int = 1_000_000, *, price: int = 6_500_000) -> None:
         """The taker's command."""
         envelope, offer = self.offer.envelope, self.offer.offer
         self.taker.contacts.remember(self.maker.contact(), NOW)
@@ -349,7 +350,7 @@ class World:
             open_envelope(envelope.raw, NETWORK),
             offer,
             amount=amount,
-            price=6_500_000,
+            price=price,
             method="sepa",
             details=details_of("taker"),
             arbiter=self.arbiters[0],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, Protocol
 
 from msgspec.structs import replace
@@ -23,6 +23,7 @@ from p2pnode.clock import Clock
 from p2pnode.money import parse_minor
 from p2pnode.offerbook import BadCursor, BookEntry, BookFilter, OfferBook, Standing
 from p2pnode.ownoffers import OfferState, OfferTooLarge, OwnOffer, OwnOffers
+from p2pnode.prices import Prices
 from p2pnode.publisher import OwnContact, Publisher
 from p2pnode.services import drafts
 from p2pnode.services.choosing import (
@@ -36,14 +37,14 @@ from p2pnode.services.choosing import (
     named_arbiters,
 )
 from p2pnode.services.market import Markets
-from p2pnode.services.views import SIDES, OfferViews, Prices, TradeViews, only
+from p2pnode.services.views import SIDES, OfferViews, TradeViews, only
 from p2pnode.taking import ArbiterChoice
 from p2pnode.tradestore import TradeStore
 from protocol import trade_state as st
 from protocol.errors import Malformed, NotFound, UserError
 from protocol.identity import SigningKey, parse_persona
 from protocol.messages import Details
-from protocol.offer import SALT_BYTES, ArbiterRef, Offer, OutOfRange, volume
+from protocol.offer import SALT_BYTES, ArbiterRef, MarketPrice, Offer, OutOfRange, volume
 from protocol.types import EscrowType, Network, Side
 from protocol.wire import Envelope
 
@@ -101,6 +102,10 @@ class Taker(Protocol):
         ...
 
 
+async def _at_once(_: Iterable[str]) -> None:
+    """Whatever prices there are, are there."""
+
+
 class OfferService:
     """`api.services.Offers`."""
 
@@ -120,9 +125,13 @@ class OfferService:
         clock: Clock,
         *,
         prices: Prices | None = None,
+        prices_ready: Callable[[Iterable[str]], Awaitable[None]] = _at_once,
         currencies: Sequence[str] = CURRENCIES,
     ) -> None:
-        """`prices` gives market prices, `currencies` are looked up when somebody asks for all markets."""
+        """`prices` gives market prices, once `prices_ready` has returned.
+
+        `currencies` are looked up when somebody asks for all markets.
+        """
         self._own = own
         self._book = book
         self._market = market
@@ -137,6 +146,7 @@ class OfferService:
         self._clock = clock
         self._currencies = tuple(currencies)
         self._views = OfferViews(prices)
+        self._prices_ready = prices_ready
         self._taking: set[bytes] = set()
         """Offers whose take is being prepared."""
 
@@ -157,6 +167,7 @@ class OfferService:
             arbiters, escrow_types(draft.escrow_types, len(arbiters)), self._contact.hint(), self._clock.now()
         )
         offer = drafts.new_offer(draft, self._persona, self._clock.random(SALT_BYTES), around)
+        await self._priced([offer])
         drafts.check(offer, self._views.price(offer))
         try:
             own = await self._create(offer, details)
@@ -184,6 +195,8 @@ class OfferService:
         around = drafts.Surroundings(
             arbiters, escrow_types(fitting, len(arbiters)), self._contact.hint(), self._clock.now()
         )
+
+        await self._prices_ready((present.currency,))
 
         def change(offer: Offer, *, hints: bool = True) -> Offer:
             edited = drafts.edited_offer(offer, changes, around)
@@ -229,11 +242,13 @@ class OfferService:
             after = page.next
             if after is None or shown:
                 # A page may be shorter than asked for, but not empty while more follow.
+                await self._priced([entry.offer for entry in shown])
                 return OfferPage(offers=tuple(self._listed(entry) for entry in shown), next=after)
 
     async def show(self, offer: str) -> OfferView:
         """One offer, own or of the book. Raises NotFound, OfferClosed, AmbiguousId."""
         found = self._locate(offer)
+        await self._priced([found.offer])
         return self._views.own(found) if isinstance(found, OwnOffer) else self._listed(found)
 
     # --- taking -------------------------------------------------------------------------------------------------
@@ -266,6 +281,7 @@ class OfferService:
         found = self._to_take(offer)
         self._book.verify(found)
         terms = found.offer
+        await self._priced([terms])
         price = self._check_guards(terms, request)
         amount = self._amount(terms, price, request)
         if request.method not in terms.methods:
@@ -344,6 +360,12 @@ class OfferService:
         return choose_for_take(self._directory, offer, request.method, amount, self._persona, wishes)
 
     # --- inside -------------------------------------------------------------------------------------------------
+
+    async def _priced(self, offers: Iterable[Offer]) -> None:
+        """Wait for the market prices that these offers need, if any."""
+        floating = {offer.currency for offer in offers if isinstance(offer.price, MarketPrice)}
+        if floating:
+            await self._prices_ready(floating)
 
     async def _arbiters(self, personas: Sequence[bytes], need: Need) -> tuple[ArbiterRef, ...]:
         """Those that the user names, or the best known. Raises NoArbiter."""

@@ -22,6 +22,7 @@ from p2pnode.idprefix import id_range
 from p2pnode.money import format_minor
 from p2pnode.offerbook import BookEntry
 from p2pnode.ownoffers import OwnOffer
+from p2pnode.prices import Prices
 from p2pnode.services.hints import hint
 from p2pnode.tradestore import StoredTrade, TradeStore
 from protocol.contract import Contract, required_confirmations
@@ -35,8 +36,6 @@ from protocol.trade_state import TERMINAL, TradeState
 from protocol.types import Network, Side
 from protocol.wire import Kind, parse_envelope
 
-Prices = Callable[[str, str], int | None]
-"""The median price of a currency in a set of feeds, in minor units per bitcoin; None when there is none."""
 DescribeEscrow = Callable[[Contract, Network], tuple[bytes, str]]
 """The witness script and the address that a contract's escrow has."""
 

@@ -30,12 +30,13 @@ from p2pnode.notices import Notices
 from p2pnode.offerbook import OfferBook
 from p2pnode.ownoffers import OwnOffers
 from p2pnode.policy import TradePolicy
+from p2pnode.prices import Prices
 from p2pnode.publisher import OwnContact, Publisher
 from p2pnode.records import record_kinds
 from p2pnode.services.market import Markets
 from p2pnode.services.offers import OfferService
 from p2pnode.services.trades import TradeService
-from p2pnode.services.views import Prices, TradeViews
+from p2pnode.services.views import TradeViews
 from p2pnode.taking import Taking
 from p2pnode.tradestore import TradeStore
 from protocol.announcement import FeeTerms
