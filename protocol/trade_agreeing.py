@@ -220,7 +220,8 @@ def _funding_conflicted(state: TradeState, event: ev.FundingConflicted) -> Step:
     if event.depth < state.contract.confirmations:
         return state, ()
     ending = state.ending or "an input of the funding was spent elsewhere"
-    closed, effects = close(replace(state, funding=st.FundingFacts()), st.Cancelled(), ending)
+    gone = replace(state, funding=replace(state.funding, depth=None, height=None))
+    closed, effects = close(gone, st.Cancelled(), ending)
     return closed, (*effects, ev.StopTimer("funding"), ev.StopWatching())
 
 
