@@ -34,7 +34,7 @@ from protocol.contract import build_contract, sign_contract
 from protocol.errors import Action, IllegalTransition, LocalError, P2PError
 from protocol.messages import Accept, Details, decode
 from protocol.trade import WITHDRAWN, witnesses_of
-from protocol.trade_state import TradeState
+from protocol.trade_state import TERMINAL, TradeState
 from protocol.types import Side
 from protocol.wire import parse_envelope
 
@@ -238,7 +238,10 @@ class Executor:
         makers = accept.funding.previous if accept is not None else ()
         return previous_by_txid(*state.take.funding.previous, *makers)
 
-    async def _broadcast_funding(self, state: TradeState) -> ev.TradeEvent:
+    async def _broadcast_funding(self, state: TradeState) -> ev.TradeEvent | None:
+        if isinstance(state.phase, TERMINAL):
+            # The chain spoke first: a rival of the funding is buried, or the trade is over.
+            return None
         if state.contract is None:
             raise NotDerivable
         plan = _derived(state).funding
