@@ -313,7 +313,15 @@ class App:
         own_contact: OwnContact,
     ) -> tuple[ChainWatch, Engine, Executor, Delivery, Reconciler, Taking]:
         config, clock, network = self.config, self.clock, self.config.network
-        engine = Engine(trades, self.notices, self.keyring, clock, lambda: watch.height)
+        engine = Engine(
+            trades,
+            self.notices,
+            self.keyring,
+            clock,
+            lambda: watch.height,
+            network=network,
+            contact=own_contact.envelope,
+        )
         engine.subscribe(self.own.follow)
         watch = ChainWatch(backend, engine, clock)
         contributor = Contributor(self.keyring, wallet, clock)

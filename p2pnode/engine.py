@@ -9,36 +9,36 @@ told only after the commit returned.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, assert_never
+from typing import Final, Protocol, assert_never
 
 from msgspec.structs import replace
 
 from p2pnode.clock import Clock
+from p2pnode.conversations import Conversation, Conversations
 from p2pnode.notices import Notices
 from p2pnode.tradestore import Heads, OutgoingMessage, Timer, TradeStore
-from protocol.dispute_events import BroadcastOutcome, OpenCase, SendToArbiter, SignOutcome
+from protocol.case_messages import CaseFile, CaseOpening, CasePayload
+from protocol.dispute_events import OpenCase, SendToArbiter
 from protocol.errors import IllegalTransition
 from protocol.identity import SigningKey
-from protocol.messages import Header, Message, Payload, encode
+from protocol.messages import Claim, Header, Message, Payload, encode
 from protocol.trade import step
 from protocol.trade_events import (
-    BroadcastFunding,
-    BroadcastPayout,
     DeferredEffect,
     NotifyUser,
-    PrepareContribution,
-    ReclaimCoins,
-    ReleaseCoins,
+    RecordedEffect,
     SendMessage,
     SetTimer,
-    SignFunding,
-    SignPayout,
     StopTimer,
-    StopWatching,
     TradeEvent,
-    WatchEscrow,
 )
 from protocol.trade_state import TradeState
+from protocol.transcript import fit
+from protocol.types import Branch, Network
+from protocol.wire import Envelope
+
+MAX_FILE: Final = 900_000
+"""Bytes of messages in a case file; what does not fit is left out (`transcript.fit`)."""
 
 Listener = Callable[[TradeState], None]
 
@@ -56,14 +56,33 @@ def own_persona(state: TradeState) -> bytes:
     return state.offer.maker if state.made else state.take.party.persona
 
 
+def case_file(state: TradeState, trades: TradeStore) -> CaseFile:
+    """A trade as we can prove it to others. Raises IllegalTransition before there is a contract."""
+    if state.contract is None or state.maker_signature is None:
+        raise IllegalTransition("the trade has no contract yet")
+    raws = [raw for _, raw, _ in trades.transcript(state.trade_id)]
+    fitting = fit(raws, MAX_FILE, state.network, keep_take=state.taker_signature is None)
+    return CaseFile(state.offer, state.contract, state.maker_signature, state.taker_signature, fitting)
+
+
 class Engine:
     """The only writer of trades."""
 
     def __init__(
-        self, trades: TradeStore, notices: Notices, keys: Keys, clock: Clock, height: Callable[[], int]
+        self,
+        trades: TradeStore,
+        notices: Notices,
+        keys: Keys,
+        clock: Clock,
+        height: Callable[[], int],
+        *,
+        network: Network,
+        contact: Callable[[], Envelope],
     ) -> None:
-        """`height` gives the height of the best block that the node has followed."""
+        """`height` gives the height of the best block that the node has followed, `contact` our contact record."""
         self.trades = trades
+        self.conversations = Conversations(trades, keys, network)
+        self._contact = contact
         self._notices = notices
         self._keys = keys
         self._clock = clock
@@ -75,12 +94,18 @@ class Engine:
         self._listeners.append(listener)
 
     def apply(
-        self, trade_id: bytes, event: TradeEvent, *, received: Message | None = None, done: int | None = None
+        self,
+        trade_id: bytes,
+        event: TradeEvent,
+        *,
+        received: Message | None = None,
+        heard: tuple[Conversation, Envelope] | None = None,
+        done: int | None = None,
     ) -> TradeState:
         """Step the trade and record it.
 
-        `received` is the message that the event came in, `done` the pending effect whose result it is.
-        Raises IllegalTransition; then nothing is recorded.
+        `received` is the peer's message that the event came in, `heard` an arbiter's, `done` the pending effect whose
+        result it is. Raises IllegalTransition; then nothing is recorded.
         """
         now = self._clock.now()
         with self.trades.database.transaction():
@@ -89,35 +114,19 @@ class Engine:
             heads = stored.heads if stored else Heads()
             if received is not None:
                 heads = self._record_received(trade_id, heads, received, now)
+            if heard is not None:
+                self.conversations.record_received(*heard, now)
+            if state.contract is not None and (stored is None or stored.state.contract is None):
+                for branch in Branch:
+                    self.conversations.expect(state.contract, branch, state.side, arbitrates=False)
             deferred: list[DeferredEffect] = []
             for effect in effects:
-                match effect:
-                    case SendMessage(payload):
-                        heads = self._record_message(state, heads, payload, now)
-                    case SetTimer(name, seconds, blocks, height):
-                        at_time = None if seconds is None else now + seconds
-                        at_height = height if blocks is None else self._height() + blocks
-                        self.trades.set_timer(Timer(trade_id, name, at_time, at_height))
-                    case StopTimer(name):
-                        self.trades.stop_timer(trade_id, name)
-                    case NotifyUser(topic):
-                        self._notices.add(topic, now, trade_id=trade_id, phase=type(state.phase).__name__)
-                    case (
-                        PrepareContribution()
-                        | SignFunding()
-                        | BroadcastFunding()
-                        | WatchEscrow()
-                        | StopWatching()
-                        | SignPayout()
-                        | BroadcastPayout()
-                        | ReclaimCoins()
-                        | ReleaseCoins()
-                    ):
-                        deferred.append(effect)
-                    case OpenCase() | SendToArbiter() | SignOutcome() | BroadcastOutcome():
-                        raise IllegalTransition("this node can't carry out disputes and settlements yet")
-                    case _:
-                        assert_never(effect)
+                if isinstance(effect, SendMessage):
+                    heads = self._record_message(state, heads, effect.payload, now)
+                elif isinstance(effect, RecordedEffect):
+                    self._record(effect, state, now)
+                else:
+                    deferred.append(effect)
             if stored is None or type(stored.state.phase) is not type(state.phase):
                 self._notices.add("phase", now, trade_id=trade_id, phase=type(state.phase).__name__)
             self.trades.add_effects(trade_id, deferred)
@@ -129,6 +138,39 @@ class Engine:
         for listener in self._listeners:
             listener(state)
         return state
+
+    def _record(self, effect: RecordedEffect, state: TradeState, now: int) -> None:
+        """Do an effect that only changes rows."""
+        trade_id = state.trade_id
+        match effect:
+            case SetTimer(name, seconds, blocks, height):
+                at_time = None if seconds is None else now + seconds
+                at_height = height if blocks is None else self._height() + blocks
+                self.trades.set_timer(Timer(trade_id, name, at_time, at_height))
+            case StopTimer(name):
+                self.trades.stop_timer(trade_id, name)
+            case NotifyUser(topic):
+                self._notices.add(topic, now, trade_id=trade_id, phase=type(state.phase).__name__)
+            case OpenCase(branch, claim):
+                self._converse(state, branch, self._opening(state, claim, branch), now)
+            case SendToArbiter(branch, payload):
+                self._converse(state, branch, payload, now)
+            case SendMessage():
+                raise AssertionError("messages to the peer need the heads of their chain")
+            case _:
+                assert_never(effect)
+
+    def _converse(self, state: TradeState, branch: Branch, payload: CasePayload, now: int) -> None:
+        conversation = self.conversations.find(state.trade_id, branch, state.side, arbitrates=False)
+        if conversation is None:
+            raise IllegalTransition("the contract names no such arbiter")
+        self.conversations.send(conversation, payload, now)
+
+    def _opening(self, state: TradeState, claim: Claim, branch: Branch) -> CaseOpening:
+        """What an arbiter needs, made of what is recorded. Raises IllegalTransition."""
+        declined = None if branch is Branch.MAIN else self.conversations.refusal(state.trade_id, Branch.MAIN)
+        height = state.funding.height or self._height()
+        return CaseOpening(case_file(state, self.trades), claim, height, self._contact().raw, declined)
 
     def _record_received(self, trade_id: bytes, heads: Heads, message: Message, now: int) -> Heads:
         envelope = message.envelope

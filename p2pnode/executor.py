@@ -15,7 +15,7 @@ from typing import Final, Protocol, assert_never
 
 from escrow.chain.base import ChainBackend, Rejected
 from escrow.inputs import assemble_funding, check_witnesses
-from escrow.payout import assemble_payout, sign_payout
+from escrow.payout import assemble_payout, derive_payout, sign_payout
 from escrow.psbtplan import previous_by_txid
 from escrow.script import Role
 from escrow.verify import gate_funding, gate_payout
@@ -28,14 +28,16 @@ from p2pnode.engine import Engine, own_persona
 from p2pnode.keyring import Keyring
 from p2pnode.signing import AwaitingSignature, FundingSigner, WalletSigner
 from p2pnode.tradestore import PendingEffect
+from protocol import dispute_events as dv
 from protocol import trade_events as ev
 from protocol import trade_state as st
 from protocol.contract import build_contract, sign_contract
 from protocol.errors import Action, IllegalTransition, LocalError, P2PError
 from protocol.messages import Accept, Details, decode
+from protocol.outcome import Outcome
 from protocol.trade import WITHDRAWN, witnesses_of
 from protocol.trade_state import TERMINAL, TradeState
-from protocol.types import Side
+from protocol.types import Branch, Side
 from protocol.wire import parse_envelope
 
 FIRST_PAUSE: Final = 0.25
@@ -155,7 +157,9 @@ class Executor:
             log.info("a result came too late: %s", e.detail)
             self._trades.finish_effect(pending.id)
 
-    async def _perform(self, effect: ev.DeferredEffect, state: TradeState) -> ev.TradeEvent | None:
+    async def _perform(  # noqa: PLR0911  (one per effect)
+        self, effect: ev.DeferredEffect, state: TradeState
+    ) -> ev.TradeEvent | None:
         match effect:
             case ev.PrepareContribution():
                 return await self._prepare(state)
@@ -177,6 +181,10 @@ class Executor:
                 return ev.CoinsReclaimed(sent.txid)
             case ev.ReleaseCoins():
                 await self._wallet.release(state.trade_id)
+            case dv.SignOutcome(outcome):
+                return self._sign_outcome(outcome, state)
+            case dv.BroadcastOutcome(txid):
+                return await self._broadcast_outcome(txid, state)
             case _:
                 assert_never(effect)
         return None
@@ -253,7 +261,7 @@ class Executor:
             return ev.FundingRefused(e.reason)
         return ev.FundingBroadcast()
 
-    async def _broadcast_payout(self, state: TradeState) -> ev.TradeEvent:
+    async def _broadcast_payout(self, state: TradeState) -> ev.TradeEvent | None:
         payout = state.payout
         if state.contract is None or payout.own_signature is None or payout.peer_signature is None:
             raise NotDerivable
@@ -261,11 +269,55 @@ class Executor:
         signatures = {Role.of(state.side): payout.own_signature, Role.of(state.side.other): payout.peer_signature}
         tx = assemble_payout(plan, signatures)
         gate_payout(state.contract, state.network, tx)
-        return ev.PayoutBroadcast(await self._backend.broadcast(tx))
+        try:
+            return ev.PayoutBroadcast(await self._backend.broadcast(tx))
+        except Rejected as e:
+            self._check_unspent(state, e)
+            return None
 
-    def _escrow_secret(self, state: TradeState) -> bytes:
-        main, _ = self._keyring.escrow_secrets(state.trade_id, state.side)
-        return main
+    def _sign_outcome(self, outcome: Outcome, state: TradeState) -> ev.TradeEvent:
+        """Our signature on a settlement's or a ruling's payout, as we derive it ourselves."""
+        if state.contract is None:
+            raise NotDerivable
+        plan = derive_payout(state.contract, state.network, outcome)
+        return dv.OutcomeSigned(outcome, plan.txid, sign_payout(plan, self._escrow_secret(state, plan.branch)))
+
+    async def _broadcast_outcome(self, txid: bytes, state: TradeState) -> ev.TradeEvent | None:
+        """A settlement or a ruling, from the two signatures that we hold."""
+        completed = signatures_for(state, txid)
+        if state.contract is None or completed is None:
+            raise NotDerivable
+        outcome, signatures = completed
+        tx = assemble_payout(derive_payout(state.contract, state.network, outcome), signatures)
+        gate_payout(state.contract, state.network, tx, outcome)
+        try:
+            return dv.OutcomeBroadcast(await self._backend.broadcast(tx))
+        except Rejected as e:
+            self._check_unspent(state, e)
+            return None
+
+    def _check_unspent(self, state: TradeState, rejected: Rejected) -> None:
+        """Raise what the backend said, unless our chain shows another payout: then ours is not needed."""
+        stored = self._trades.get(state.trade_id)
+        if stored is None or stored.state.payout.depth is None:
+            raise rejected
+        log.info("a payout was not needed: %s", rejected.reason)
+
+    def _escrow_secret(self, state: TradeState, branch: Branch = Branch.MAIN) -> bytes:
+        main, backup = self._keyring.escrow_secrets(state.trade_id, state.side)
+        return main if branch is Branch.MAIN else backup
+
+
+def signatures_for(state: TradeState, txid: bytes) -> tuple[Outcome, dict[Role, bytes]] | None:
+    """The settlement or ruling whose payout is `txid`, with its two signatures; None while one is missing."""
+    own, peer = Role.of(state.side), Role.of(state.side.other)
+    option = state.settlement.find(txid)
+    if option is not None and option.own_signature is not None and option.peer_signature is not None:
+        return option.outcome, {own: option.own_signature, peer: option.peer_signature}
+    for ruling in state.dispute.rulings if state.dispute is not None else ():
+        if ruling.txid == txid and ruling.own_signature is not None:
+            return ruling.outcome, {own: ruling.own_signature, Role.ARBITER: ruling.arbiter_signature}
+    return None
 
 
 def _derived(state: TradeState) -> Derived:

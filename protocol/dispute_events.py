@@ -248,5 +248,3 @@ class BroadcastOutcome(Struct, frozen=True, tag=True):
 
     txid: bytes
 
-
-DisputeEffect = OpenCase | SendToArbiter | SignOutcome | BroadcastOutcome

@@ -13,7 +13,16 @@ from typing import Literal
 from msgspec import Struct
 
 from protocol.contract import Contract
-from protocol.dispute_events import ArbiterEvent, DisputeCommand, DisputeEffect, DisputePeerEvent, DisputeResult
+from protocol.dispute_events import (
+    ArbiterEvent,
+    BroadcastOutcome,
+    DisputeCommand,
+    DisputePeerEvent,
+    DisputeResult,
+    OpenCase,
+    SendToArbiter,
+    SignOutcome,
+)
 from protocol.messages import (
     Accept,
     Decline,
@@ -318,7 +327,7 @@ class NotifyUser(Struct, frozen=True, tag=True):
     topic: str
 
 
-RecordedEffect = SendMessage | SetTimer | StopTimer | NotifyUser
+RecordedEffect = SendMessage | SetTimer | StopTimer | NotifyUser | OpenCase | SendToArbiter
 """Done by the very commit that records the step: they only change rows."""
 
 DeferredEffect = (
@@ -331,7 +340,9 @@ DeferredEffect = (
     | BroadcastPayout
     | ReclaimCoins
     | ReleaseCoins
+    | SignOutcome
+    | BroadcastOutcome
 )
 """Done after the commit, at least once, in the order asked for."""
 
-Effect = RecordedEffect | DeferredEffect | DisputeEffect
+Effect = RecordedEffect | DeferredEffect

@@ -150,7 +150,15 @@ class TwinNode:
         self.own = OwnOffers(self.database, self.book, self.notices, self.keyring, NETWORK, self.clock, work_bits=1)
         self.backend = TwinBackend(self.chain)
         self.wallet = TwinWallet(self.chain, self.name, self.held, self.scripts)
-        self.engine = Engine(trades, self.notices, self.keyring, self.clock, lambda: self.watch.height)
+        self.engine = Engine(
+            trades,
+            self.notices,
+            self.keyring,
+            self.clock,
+            lambda: self.watch.height,
+            network=NETWORK,
+            contact=self.contact,
+        )
         self.engine.subscribe(self.own.follow)
         self.watch = ChainWatch(self.backend, self.engine, self.clock)
         contributor = Contributor(self.keyring, self.wallet, self.clock)  # type: ignore[arg-type]

@@ -206,7 +206,15 @@ class Party:
         self.backend = TwinBackend(chain)
         self.held: dict[OutPoint, bytes] = {}
         self.wallet = TwinWallet(chain, name, self.held, {})
-        self.engine = Engine(self.trades, self.notices, self.keyring, clock, lambda: chain.height)
+        self.engine = Engine(
+            self.trades,
+            self.notices,
+            self.keyring,
+            clock,
+            lambda: chain.height,
+            network=NETWORK,
+            contact=self.contact.envelope,
+        )
         self.engine.subscribe(self.own.follow)
         contributor = Contributor(self.keyring, self.wallet, clock)  # type: ignore[arg-type]
         self.taking = Taking(

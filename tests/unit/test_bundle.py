@@ -277,7 +277,7 @@ class TestRulings:
         record = Record()
         record.pay()
         contact = record.announced[Branch.MAIN][0].raw
-        record.tell(Side.BUY, Branch.MAIN, CaseOpening(record.file(), Claim("paid", 1_000_000), contact, None))
+        record.tell(Side.BUY, Branch.MAIN, CaseOpening(record.file(), Claim("paid", 1_000_000), 100, contact, None))
         return record
 
     def test_ruling_is_shown_with_its_payout(self) -> None:

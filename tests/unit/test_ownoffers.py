@@ -29,6 +29,7 @@ from tests.machines import duel
 from tests.unit.services_support import DETAILS, NETWORK, T0, TestClock, keyring_of, offer_id_of, offer_of
 
 KEYS = keyring_of("maker")
+CONTACT = KEYS.persona.seal(Kind.CONTACT, NETWORK, b"no dispute needs it here")
 
 
 class Shop:
@@ -46,7 +47,9 @@ class Shop:
         self.notices = Notices(self.database)
         self.trades = TradeStore(self.database)
         self.own = OwnOffers(self.database, self.book, self.notices, KEYS, NETWORK, self.clock)
-        self.engine = Engine(self.trades, self.notices, KEYS, self.clock, lambda: 100)
+        self.engine = Engine(
+            self.trades, self.notices, KEYS, self.clock, lambda: 100, network=NETWORK, contact=lambda: CONTACT
+        )
         self.own.subscribe(self._tell)
 
     def _tell(self) -> None:
