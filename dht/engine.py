@@ -20,6 +20,7 @@ from dht.desk import Desk
 from dht.errors import BadContact, BadPacket
 from dht.lookup import Lookup
 from dht.messages import Op, Reply
+from dht.probe import Glance
 from dht.records import Record, Registry
 from dht.routing import Table
 from dht.rpc import Asker, Call, Limits, Peer, Rng, Rpc
@@ -35,6 +36,10 @@ TABLE_S: Final = 5.0
 ANCHORS: Final = 4
 """Closest nodes of our own table that a search asks in any case: that all are hostile is as likely as (share)^4."""
 SAMPLES: Final = 16
+GLANCES: Final = 3
+"""Parts of the network that a node looks at on joining, besides its own place."""
+MAX_PINGS: Final = 32
+"""Pings that strangers can make us have out at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +63,8 @@ class EngineConfig:
     count_local: bool = False
     """Address limits apply to them too. Off, because all nodes of a test network share one address."""
     limits: Limits = field(default_factory=Limits)
-    refresh_s: float = 900.0
-    """Age at which a bucket that nothing was heard from is refreshed."""
+    probe_s: float = 30.0
+    """How often one node is asked for the table's sake."""
     republish_s: float = 3_600.0
     """How often the holders of a topic make sure that the others hold it too."""
 
@@ -135,6 +140,11 @@ class Engine:
         """Find the nodes closest to an id."""
         self.start(FindNodes(self, target, self._lookup(target, self.config.alpha, seeds), done), now)
 
+    def join(self, seeds: Iterable[Contact], done: Callable[[], None], now: float) -> None:
+        """Enter the network: find our own place, then have a look at the rest."""
+        lookup = self._lookup(self.own_id, self.config.alpha, seeds, plain=True)
+        self.start(_Join(self, self.own_id, lookup, done), now)
+
     def get(
         self, topic: bytes, done: Callable[[Found], None], now: float, *, quorum: int | None = None, paths: int = 1
     ) -> None:
@@ -164,7 +174,14 @@ class Engine:
         return len(near) < self.config.k or int.from_bytes(self.own_id, "big") ^ target < near[-1].long_id ^ target
 
     def _lookup(
-        self, target: bytes, alpha: int, seeds: Iterable[Contact] = (), paths: int = 1, places: int = 0
+        self,
+        target: bytes,
+        alpha: int,
+        seeds: Iterable[Contact] = (),
+        paths: int = 1,
+        places: int = 0,
+        *,
+        plain: bool = False,
     ) -> Lookup:
         number = int.from_bytes(target, "big")
         count = max(2 * self.config.k, paths * self.config.k)
@@ -184,6 +201,7 @@ class Engine:
             anchors=anchors,
             reach=self.region(),
             exempt=self.exempt,
+            plain=plain,
         )
 
     def lookup(self, target: bytes) -> Lookup:
@@ -227,12 +245,12 @@ class Engine:
         self.table.add_contact(contact, now)
         if self.table.size != before:
             self._reach = self._edge = None
-            if self._neighbour(contact):
+            if self.neighbour(contact):
                 self.upkeep.neighbour(contact, now)
 
     def lost(self, contact: Contact, now: float) -> None:
         """A node did not answer three times."""
-        if self.table.get(contact) is not None and self._neighbour(contact):
+        if self.table.get(contact) is not None and self.neighbour(contact):
             self.upkeep.neighbour(contact, now)
         self.table.remove_contact(contact)
         if (peer := self.rpc.peers.get(contact.key)) is not None:
@@ -295,9 +313,9 @@ class Engine:
             k=self.config.k,
             alpha=self.config.alpha,
             anchors=known[:ANCHORS],
-            reach=1,  # never crowded: one step aside is enough
             exempt=self.exempt,
             avoid=crowd,
+            plain=True,  # one step aside is enough
         )
 
     def learned(self, lookup: Lookup) -> None:
@@ -330,17 +348,15 @@ class Engine:
                     self.rpc.peers[contact.key].contact = contact
                 self.heard(contact, now)
         elif (
-            len(self._pinging) < 32
+            len(self._pinging) < MAX_PINGS
             and contact.key not in self._pinging
-            and self._neighbour(contact)
+            and self.neighbour(contact)
             and self.table.wants(contact)
         ):
             # Others prove themselves with their next request; a neighbour must be known at once, or records miss it.
-            self._pinging.add(contact.key)
-            if self.ask(contact, Op.PING, b"", _Ping(self), now) is None:
-                self._pinging.discard(contact.key)
+            self.ping(contact, now)
 
-    def _neighbour(self, contact: Contact) -> bool:
+    def neighbour(self, contact: Contact) -> bool:
         """Whether the node is among the k closest to us, as far as we know."""
         if self._edge is None:
             own = int.from_bytes(self.own_id, "big")
@@ -348,19 +364,12 @@ class Engine:
             self._edge = near[-1].long_id ^ own if len(near) == self.config.k else 2**ID_BITS
         return contact.long_id ^ int.from_bytes(self.own_id, "big") <= self._edge
 
-    def ping_quietest(self, now: float) -> None:
-        """Ask the node heard longest ago whether it is still there."""
-        peers = self.rpc.peers
-
-        def heard_at(contact: Contact) -> float:
-            peer = peers.get(contact.key)
-            return peer.heard_at if peer is not None else -1e9
-
-        quietest = min(self.table, key=heard_at, default=None)
-        if quietest is not None and quietest.key not in self._pinging:
-            self._pinging.add(quietest.key)
-            if self.ask(quietest, Op.PING, b"", _Ping(self), now) is None:
-                self._pinging.discard(quietest.key)
+    def ping(self, contact: Contact, now: float) -> None:
+        """Ask a node whether it is there, unless it is being asked already."""
+        if contact.key not in self._pinging:
+            self._pinging.add(contact.key)
+            if self.ask(contact, Op.PING, b"", _Ping(self), now) is None:
+                self._pinging.discard(contact.key)
 
     def pinged(self, contact: Contact, address: tuple[str, int] | None, now: float) -> None:
         """A ping ended; `address` is where that node sees us, None when it did not answer."""
@@ -379,6 +388,27 @@ class Engine:
             self.watchers.changed(topic, record, now)
             self.watching.stored(topic, record)
         return put
+
+
+class _Join(Search):
+    """A search for our own id, then a glance at the other half of the network, the other half of ours, and so on."""
+
+    def __init__(self, engine: Engine, own_id: bytes, lookup: Lookup, done: Callable[[], None]) -> None:
+        super().__init__(engine, own_id, lookup)
+        self._engine = engine
+        self._done = done
+        self._left = 0
+
+    def _ended(self, now: float) -> None:
+        self._left = GLANCES
+        own = int.from_bytes(self.target, "big")
+        for bit in range(ID_BITS - 1, ID_BITS - 1 - GLANCES, -1):
+            Glance(self._engine, own >> bit ^ 1, bit, self._one).start(now)
+
+    def _one(self) -> None:
+        self._left -= 1
+        if not self._left:
+            self._done()
 
 
 class _Beside(FindNodes):

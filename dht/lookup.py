@@ -85,6 +85,7 @@ class Lookup:
         "k",
         "own_id",
         "paths",
+        "plain",
         "reach",
         "target",
     )
@@ -102,17 +103,20 @@ class Lookup:
         anchors: Iterable[Contact] = (),
         exempt: Callable[[Contact], bool] = lambda _: False,
         avoid: Callable[[Contact], bool] | None = None,
+        plain: bool = False,
     ) -> None:
         """`alpha`: questions in flight per path. `paths`: disjoint paths; the seeds are dealt out to them in turn.
 
         `anchors`: nodes that must be asked in any case; they are seeds too. `avoid`: contacts to take no notice of.
+        `plain`: the k closest will do, however dense the place is.
         """
         self.target = target
         self.own_id = own_id
         self.k = k
         self.alpha = alpha
         self.paths = paths
-        self.reach = reach
+        self.plain = plain
+        self.reach = 0 if plain else reach
         self.crowded = False
         self.beside = 0
         """Searches beside the target that are still out: the driver counts them."""

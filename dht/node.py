@@ -228,12 +228,11 @@ class DhtNode:
         contacts = [c for c in found if c is not None and c.key != self.key.public]
         if not contacts and not len(self.engine.table):
             return 0
-        await self._find(self.engine.own_id, contacts)
-        for bucket in self.engine.table.buckets:
-            if not bucket.has_in_range(self.engine.table.node):
-                lower, upper = bucket.range
-                spot = lower + int(self.engine.rng.random() * (upper - lower))
-                await self._find(spot.to_bytes(20, "big"))
+        joined: asyncio.Future[None] = self._running().create_future()
+        resolve = _resolver(joined)
+        self.engine.join(contacts, lambda: resolve(None), self.now())
+        self._arm()
+        await joined
         return len(self.engine.table)
 
     async def meet(self, seed: Seed) -> Contact | None:

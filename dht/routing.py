@@ -246,10 +246,6 @@ class Table(RoutingTable):  # type: ignore[misc]
                 break
         return out
 
-    def lonely(self, now: float, age: float) -> list[Bucket]:
-        """Buckets that nothing was heard from for `age` seconds."""
-        return [b for b in self.buckets if b.last_updated < now - age]
-
 
 def private_scope(contact: Contact) -> bool:
     """Whether the contact's address is on this machine or a private network."""

@@ -96,7 +96,7 @@ class Search:
         self._ask_next(now)
         if self.lookup.waiting or not self.lookup.finished:
             return
-        if not self.lookup.reach and (region := self.ctx.region()):
+        if not self.lookup.reach and not self.lookup.plain and (region := self.ctx.region()):
             # We knew too few nodes to tell when the search began.
             self.lookup.reach = region
             self._pump(now)
