@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from msgspec.structs import replace
 
+from dht.errors import InvalidRecord
 from dht.market import SPLIT_AT, MarketKey
 from dht.node import DhtNode
 from dht.records import Registry
@@ -142,6 +144,16 @@ class BookNet(Net):
             for node in self.nearest(topic)[:8]:
                 node.storage.put(topic, checked, KINDS[0], b"", now)
         return counts
+
+    def replace(self, record: Envelope) -> None:
+        """Give a newer version of an offer to those who hold the old one."""
+        now = int(time.time())
+        for node in self.nodes:
+            for topic in node.storage.topics():
+                with suppress(InvalidRecord):
+                    checked = node.engine.registry.trust(record.raw, topic, now)
+                    if node.storage.get(topic, checked.tag) is not None:
+                        node.storage.put(topic, checked, KINDS[0], b"", now)
 
     async def close(self) -> None:
         """Stop all."""
