@@ -155,13 +155,15 @@ def bent(change: Callable[[bytes], bytes]) -> bytes:
         bent(lambda raw: raw.replace(b"psbt\xff", b"psbt\xfe")),
         bent(lambda raw: raw[:5] + b"\x01\xfb\x04\x02\0\0\0" + raw[5:]),
         bent(lambda raw: raw[:5] + b"\xff" * 9),
+        bent(lambda raw: raw[:5] + b"\xfd\x01\x00" + raw[6:]),
         bytes(MAX_PSBT + 1),
         b"psbt\xff" + bytes(MAX_PSBT),
         b"cHNidP8=" * (MAX_PSBT // 4),
     ],
     ids=[
         "nothing", "half of the magic", "magic alone", "no transaction", "cut", "longer", "other magic", "version 2",
-        "endless length", "large", "large with magic", "large in Base64",
+        "endless length",
+        "length not in its shortest form", "large", "large with magic", "large in Base64",
     ],
 )  # fmt: skip
 def test_damaged_bytes_are_refused_in_one_line(raw: bytes) -> None:

@@ -43,6 +43,15 @@ def test_long_output_script_is_refused_by_the_gate_of_signatures() -> None:
         verify.funding_signatures_hold(FUNDING, bent)
 
 
+@pytest.mark.skipif(verify._bdk() is None, reason="bdkpython is not installed")
+def test_unsigned_transactions_are_refused_by_the_gate_of_finalisation() -> None:
+    """BDK gives back what it could not finalise; that those bytes are the same must not be enough."""
+    with pytest.raises(GateRefused):
+        verify.funding_finalisation_holds(FUNDING, FUNDING.unsigned)
+    with pytest.raises(GateRefused):
+        verify.payout_finalisation_holds(PAYOUT, PAYOUT.unsigned)
+
+
 @pytest.mark.parametrize("missing", ["bdkpython", "pbk"])
 def test_a_platform_without_a_verifier_says_that_it_did_not_judge(
     missing: str, monkeypatch: pytest.MonkeyPatch

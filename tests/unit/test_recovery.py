@@ -8,9 +8,10 @@ import random
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from escrow.coins import txid_text
-from escrow.errors import BadPayout, BadPayoutSignature
+from escrow.errors import BadPayout, BadPayoutSignature, GateRefused
 from escrow.payout import RELEASE, derive_payout
 from escrow.psbtplan import read_payout
 from escrow.recovery import NotInContract, NotOurs, NotYetLegal, Signer, check_open, find_signer, opens_at, recover
@@ -145,6 +146,20 @@ class TestPaths:
         with pytest.raises(BadPayoutSignature):
             recover(CONTRACT, NETWORK, plan, self.signer(Role.SELLER), other)
 
+    def test_foreign_signature_does_not_travel_on_in_a_psbt_that_is_not_complete(self) -> None:
+        plan = derive_payout(CONTRACT, NETWORK, ruled(0))
+        other = DEAL.signatures(CONTRACT, derive_payout(CONTRACT, NETWORK), Role.BUYER)
+        with pytest.raises(BadPayoutSignature):
+            recover(CONTRACT, NETWORK, plan, self.signer(Role.SELLER), other)
+
+    def test_nothing_is_given_out_that_the_gates_refuse(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A fault in how a payout is put together must not reach the user as a transaction."""
+        plan = derive_payout(CONTRACT, NETWORK)
+        given = DEAL.signatures(CONTRACT, plan, Role.BUYER)
+        monkeypatch.setattr("escrow.recovery.assemble_payout", lambda *_: plan.unsigned)
+        with pytest.raises(GateRefused):
+            recover(CONTRACT, NETWORK, plan, self.signer(Role.SELLER), given)
+
     def test_backup_branch_is_not_attempted_before_it_opens(self) -> None:
         plan = derive_payout(CONTRACT, NETWORK, ruled(0, branch=BACKUP))
         assert opens_at(CONTRACT, plan, 500) == 1508
@@ -225,6 +240,13 @@ class TestContractFile:
         document[field] = value
         with pytest.raises(BadContractFile, match=why):
             parse(json.dumps(document).encode())
+
+    def test_contract_that_nobody_may_sign_is_refused(self) -> None:
+        """Its id is right; a key in it is one whose holder never proved to hold it."""
+        keys = replace(CONTRACT.seller.keys, main_proof=CONTRACT.buyer.keys.main_proof)
+        contract = replace(CONTRACT, seller=replace(CONTRACT.seller, keys=keys))
+        with pytest.raises(BadContractFile, match="did not prove"):
+            parse(dump(ContractFile(contract, NETWORK, self.FILE.side)))
 
     def test_signature_that_is_not_valid_for_its_payout_is_refused(self) -> None:
         ours = DEAL.held(Role.SELLER)
