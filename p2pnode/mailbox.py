@@ -23,6 +23,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from hashlib import blake2b
 from typing import Final
 
 from msgspec import Struct
@@ -298,9 +299,10 @@ class Incoming:
         self._personas = tuple(personas)
         self._network = dht.network
         self._clock = clock
+        self._secret = clock.random(16)
         self._junk: dict[bytes, None] = {}
         self._tries: dict[bytes, int] = {}
-        """By slip key: how often it was opened in vain. Those come last, so that they can't hold up the others."""
+        """By slip key: how often it was opened in vain."""
         self._early: dict[bytes, int] = {}
         """By slip key: when its message was first found not to fit."""
 
@@ -318,7 +320,7 @@ class Incoming:
         slips = [read_slip(r.envelope, self._network) for r in found.records if _is_slip(r)]
         self._forget({slip.author for slip in slips})
         slips = [slip for slip in slips if slip.author not in self._junk]
-        slips.sort(key=lambda slip: (self._tries.get(slip.author, 0), slip.created, slip.author))
+        slips.sort(key=self._turn)
         letters: list[_Letter] = []
         complete = len(slips) <= MOST_AT_ONCE
         for slip in slips[:MOST_AT_ONCE]:
@@ -333,7 +335,13 @@ class Incoming:
                 complete = False
             else:
                 letters.append(letter)
+        letters.sort(key=lambda letter: letter.slip.created)
         return await self._hand_on(letters) and complete
+
+    def _turn(self, slip: Slip) -> tuple[int, bytes]:
+        """Those that were opened in vain come last; among equals a lot decides that nobody can foresee."""
+        lot = blake2b(slip.author, key=self._secret, digest_size=8).digest()
+        return self._tries.get(slip.author, 0), lot
 
     def _forget(self, present: set[bytes]) -> None:
         """What is no longer in the mailbox needs no remembering; junk is kept, since a holder may show it again."""
