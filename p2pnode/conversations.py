@@ -15,7 +15,6 @@ from msgspec.structs import replace
 from p2pnode.tradestore import Heads, OutgoingMessage, TradeStore
 from protocol.case_messages import CaseDeclined, CaseMessage, CasePayload, case_id, decode_case, encode_case
 from protocol.contract import Contract
-from protocol.errors import PeerRefusal, PeerViolation
 from protocol.identity import SigningKey
 from protocol.messages import NONE_YET, Header
 from protocol.ruling import arbiter_of
@@ -26,18 +25,6 @@ _SELECT: Final = (
     "SELECT chain, trade_id, party, arbiter, branch, side, arbitrates, sent, sent_head, received, received_head "
     "FROM conversations"
 )
-
-
-class MissingEarlier(PeerRefusal):
-    """A message before this one is missing in the conversation; send that first."""
-
-    code = 2148
-
-
-class ConversationDiverged(PeerViolation):
-    """The other side's record of this conversation contradicts ours."""
-
-    code = 2149
 
 
 class Keys(Protocol):
@@ -124,16 +111,6 @@ class Conversations:
         """(outgoing, message, time) of everything that was said, each direction in its order."""
         rows = self._trades.transcript(conversation.chain)
         return [(out, decode_case(parse_envelope(raw, self._network)), at) for out, raw, at in rows]
-
-    def check(self, conversation: Conversation, message: CaseMessage) -> None:
-        """The message must be the next of its sender's chain. Raises MissingEarlier, ConversationDiverged."""
-        header, heads = message.header, conversation.heads
-        if header.number > heads.received:
-            raise MissingEarlier
-        if header.number < heads.received or header.prev != heads.received_head:
-            raise ConversationDiverged
-        if header.seen != NONE_YET and self._trades.find_message(header.seen, out=True) is None:
-            raise ConversationDiverged
 
     def record_received(self, conversation: Conversation, envelope: Envelope, now: int) -> None:
         """Add a checked message."""

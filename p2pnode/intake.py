@@ -20,15 +20,19 @@ from escrow.script import Role
 from p2pnode.clock import Clock
 from p2pnode.contacts import Contacts
 from p2pnode.contracting import Derived, agreed_arbiters, derive
+from p2pnode.conversations import Conversation
 from p2pnode.engine import Engine
+from p2pnode.hearing import agreed_event, arbiter_event, proposal_event
 from p2pnode.policy import TradePolicy
 from p2pnode.prices import Prices
-from p2pnode.tradestore import Heads, StoredTrade
+from p2pnode.tradestore import Heads, TradeStore
+from protocol import dispute_events as dv
 from protocol import trade_events as ev
 from protocol import trade_state as st
 from protocol.announcement import read_announcement
-from protocol.contract import build_contract, details_hash, trade_id, verify_contract
-from protocol.errors import BadSignature, IllegalTransition, Malformed, PeerRefusal, PeerViolation, UnknownKind
+from protocol.case_messages import CASE_PAYLOAD_OF, CaseMessage, decode_case
+from protocol.contract import Contract, build_contract, details_hash, trade_id, verify_contract
+from protocol.errors import BadSignature, IllegalTransition, Malformed, PeerRefusal, PeerViolation
 from protocol.messages import (
     NONE_YET,
     Accept,
@@ -39,6 +43,7 @@ from protocol.messages import (
     Disputed,
     Extension,
     ExtensionRequest,
+    Header,
     Message,
     OpenedDetails,
     Paid,
@@ -118,6 +123,14 @@ class Makers(Protocol):
         ...
 
 
+class Cases(Protocol):
+    """What intake needs of an arbiter's desk."""
+
+    def deliver(self, message: CaseMessage, conversation: Conversation | None) -> None:
+        """A party's message; `conversation` is None for one that is not known yet. Raises a peer's error."""
+        ...
+
+
 class Intake:
     """The deliver service: trade envelopes from the channels."""
 
@@ -135,6 +148,8 @@ class Intake:
         prices: Prices = lambda _currency, _feeds: None,
     ) -> None:
         """`unspent` asks our own chain backend (`ChainBackend.unspent`); `prices` gives market prices."""
+        self.cases: Cases | None = None
+        """Takes what is addressed to us as an arbiter; None: this node is none."""
         self._engine = engine
         self._trades = engine.trades
         self._makers = makers
@@ -158,7 +173,6 @@ class Intake:
         if kind is Kind.SYNC:
             self._on_sync(envelope, unpack(envelope.body, Sync, limit=Kind.SYNC.limit))
             return b""
-        message = decode(envelope)
         known = self._trades.find_message(envelope.id, out=False)
         if known is not None:
             # An id does not cover the signer: a stranger's copy of a message is no repetition of it.
@@ -166,6 +180,9 @@ class Intake:
                 raise BadSignature
             return b""
         log.debug("message received", extra={"kind": kind.name, "node": peer.hex()[:16]})
+        if kind in CASE_PAYLOAD_OF and self._converse(kind, envelope):
+            return b""
+        message = decode(envelope)
         if isinstance(message.payload, Take):
             await self._check_coins(message.payload)
             self._take(message, message.payload)
@@ -230,6 +247,32 @@ class Intake:
             if not announcement.serves(offer.currency, bargain.method, bargain.amount):
                 raise TermsRefused("the chosen arbiter does not serve such a trade")
 
+    # --- conversations with arbiters ------------------------------------------------------------------------------
+
+    def _converse(self, kind: Kind, envelope: Envelope) -> bool:
+        """Handle a message between a party and an arbiter. False for a line of chat between parties."""
+        message = decode_case(envelope)
+        conversation = self._engine.conversations.get(message.header.trade_id)
+        if conversation is None and kind is Kind.CHAT:
+            return False
+        if conversation is None or conversation.arbitrates:
+            if self.cases is None:
+                raise UnknownTrade("this node knows no such case")
+            self.cases.deliver(message, conversation)
+            return True
+        if envelope.signer != conversation.arbiter:
+            raise BadSignature("the message is not signed by the arbiter of its case")
+        stored = self._trades.get(conversation.trade_id)
+        if stored is None:
+            raise UnknownTrade
+        check_link(message.header, conversation.heads, self._trades)
+        event = arbiter_event(message, conversation, stored.state, _contract(stored.state))
+        try:
+            self._engine.apply(conversation.trade_id, event, heard=(conversation, envelope))
+        except IllegalTransition as e:
+            raise WrongTime(e.detail) from e
+        return True
+
     # --- everything after it -----------------------------------------------------------------------------------
 
     def _follow_up(self, message: Message) -> None:
@@ -238,7 +281,7 @@ class Intake:
             raise UnknownTrade
         if message.envelope.signer != stored.state.peer:
             raise BadSignature("the message is not signed by the counterparty of its trade")
-        self._check_chain(message, stored)
+        check_link(message.header, stored.heads, self._trades)
         event, keys = self._verify(message, stored.state)
         with self._trades.database.transaction():
             if keys and not self._trades.claim_keys(stored.state.trade_id, keys):
@@ -248,18 +291,9 @@ class Intake:
             except IllegalTransition as e:
                 raise WrongTime(e.detail) from e
 
-    def _check_chain(self, message: Message, stored: StoredTrade) -> None:
-        """The message must be the next of its sender's chain, and have seen a message that we really sent."""
-        heads: Heads = stored.heads
-        header = message.header
-        if header.number > heads.received:
-            raise OutOfOrder
-        if header.number < heads.received or header.prev != heads.received_head:
-            raise Diverged
-        if header.seen != NONE_YET and self._trades.find_message(header.seen, out=True) is None:
-            raise Diverged
-
-    def _verify(self, message: Message, state: st.TradeState) -> tuple[ev.TradeEvent, tuple[bytes, ...]]:
+    def _verify(  # noqa: PLR0911  (one per kind)
+        self, message: Message, state: st.TradeState
+    ) -> tuple[ev.TradeEvent, tuple[bytes, ...]]:
         """The event of a message, and the peer's escrow keys where it is the first to show them."""
         payload = message.payload
         match payload:
@@ -282,10 +316,12 @@ class Intake:
                 return ev.DeclineReceived(payload), ()
             case Take():
                 raise WrongTime
-            case Disputed() | Proposal() | Agreed() | Extension() | ExtensionRequest() | ChatLine() | AttachmentOffer():
-                raise UnknownKind("this version does not know disputes, settlements and chat yet")
+            case Proposal():
+                return proposal_event(payload, state, _contract(state)), ()
+            case Agreed():
+                return agreed_event(payload, state, _contract(state)), ()
             case _:
-                assert_never(payload)
+                return _plain_event(payload), ()
 
     def _accept(self, accept: Accept, state: st.TradeState) -> tuple[ev.TradeEvent, tuple[bytes, ...]]:
         if not isinstance(state.phase, st.Taking):
@@ -329,7 +365,44 @@ class Intake:
             raise Malformed("the peer's payment details are not those that the contract commits to")
 
 
-def _derived(state: st.TradeState) -> Derived:
+def check_link(header: Header, heads: Heads, trades: TradeStore) -> None:
+    """A message must be the next of its sender's chain, and have seen one that we really sent.
+
+    Raises OutOfOrder, Diverged.
+    """
+    if header.number > heads.received:
+        raise OutOfOrder
+    if header.number < heads.received or header.prev != heads.received_head:
+        raise Diverged
+    if header.seen != NONE_YET and trades.find_message(header.seen, out=True) is None:
+        raise Diverged
+
+
+Plain = Disputed | Extension | ExtensionRequest | ChatLine | AttachmentOffer
+
+
+def _plain_event(payload: Plain) -> ev.TradeEvent:
+    """What needs no check but its signature."""
+    match payload:
+        case Disputed():
+            return dv.DisputedReceived(payload)
+        case Extension():
+            return dv.ExtensionReceived(payload)
+        case ExtensionRequest():
+            return dv.ExtensionRequested(payload)
+        case ChatLine():
+            return dv.ChatReceived(payload)
+        case AttachmentOffer():
+            return dv.AttachmentReceived(payload)
+        case _:
+            assert_never(payload)
+
+
+def _contract(state: st.TradeState) -> Contract:
     if state.contract is None:
         raise WrongTime
-    return derive(state.contract, state.network)
+    return state.contract
+
+
+def _derived(state: st.TradeState) -> Derived:
+    return derive(_contract(state), state.network)
