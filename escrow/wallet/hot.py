@@ -128,7 +128,9 @@ class HotWallet:
         """The newest transactions first: those that wait, then by height."""
         entries = self._core.ledger.entries()
         standing = [e for e in entries if e.place in (Place.MEMPOOL, Place.LIMBO, Place.BLOCK)]
-        standing.sort(key=lambda e: (e.block is None, e.block.height if e.block else 0, e.seen), reverse=True)
+        standing.sort(
+            key=lambda e: (e.block is None, e.block.height if e.block else 0, e.seen, e.tx.txid), reverse=True
+        )
         return tuple(self._history_of(e) for e in standing[:limit])
 
     async def reservations(self) -> tuple[Reservation, ...]:

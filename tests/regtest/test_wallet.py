@@ -78,6 +78,7 @@ async def wallet_on(
     *,
     birthday: int | None = None,
     engine: EngineName | WalletEngine = "auto",
+    gap_limit: int = 50,
     **chain: object,
 ) -> AsyncIterator[Bench]:
     connection = sqlite3.connect(folder / "node.sqlite", isolation_level=None)
@@ -89,7 +90,7 @@ async def wallet_on(
             store,
             folder / "wallet.sqlite",
             lambda: 1_800_000_000,
-            WalletOptions(birthday=birthday),
+            WalletOptions(birthday=birthday, gap_limit=gap_limit),
         )
         await wallet.start()
         try:

@@ -35,7 +35,7 @@ def test_the_import_is_really_blocked() -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("suite", ["test_wallet.py"])
+@pytest.mark.parametrize("suite", ["test_wallet.py", "test_wallet_spending.py"])
 def test_the_wallets_own_tests_pass(bitcoind_binary: Path, suite: str) -> None:
     path = str(Path(__file__).with_name(suite))
     done = without_bdk("-m", "pytest", "-q", "-p", "no:cacheprovider", path, P2PNODE_BITCOIND=str(bitcoind_binary))
