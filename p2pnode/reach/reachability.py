@@ -153,20 +153,22 @@ class Reachability:
     # Finding out.
 
     async def _ask_again(self) -> None:
+        unanswered = AGAIN_UNKNOWN
         while True:
             self._wake.clear()
             answers = await self._ask_around()
             await self._judge(answers)
+            if answers:
+                unanswered = AGAIN_UNKNOWN
+                pause = AGAIN_REACHABLE if self._verdict is Verdict.REACHABLE else AGAIN_UNREACHABLE
+            else:
+                pause, unanswered = unanswered, min(2 * unanswered, AGAIN_UNREACHABLE)
             try:
-                async with asyncio.timeout(self._patience(answers)):
+                async with asyncio.timeout(pause):
                     await self._wake.wait()
             except TimeoutError:
                 continue
-
-    def _patience(self, answers: Sequence[Probed]) -> float:
-        if not answers:
-            return AGAIN_UNKNOWN
-        return AGAIN_REACHABLE if self._verdict is Verdict.REACHABLE else AGAIN_UNREACHABLE
+            unanswered = AGAIN_UNKNOWN
 
     async def _ask_around(self) -> list[Probed]:
         """The answers of peers in different address groups; as many as it takes for a majority."""

@@ -323,6 +323,30 @@ class TestLosses:
         again = await make(2)
         assert await alice.ask(again) == b"hello"
 
+    async def test_silence_under_a_request_is_noticed_long_before_the_keepalive(
+        self, make: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("p2pnode.channels.connection.PATIENCE", 0.05)
+        links: list[FaultyLink] = []
+
+        async def dial(address: Address) -> Link:
+            links.append(FaultyLink(await dial_tcp(address)))
+            return links[-1]
+
+        alice = await make(1, dial=dial, limits=session_limits(probe_timeout=0.05))
+        bob = await make(2)
+        assert await alice.ask(bob) == b"hello"
+        links[0].dead.set()
+        with pytest.raises(Unreachable):
+            await alice.ask(bob, timeout=5)
+        assert await alice.ask(bob) == b"hello"
+        # A peer that is only slow answers the probe, and is waited for.
+        with pytest.raises(TimedOut):
+            await alice.ask(bob, STALL, timeout=0.5)
+            0
+        ].__class__ is TimedOut
+        assert alice.session_count == 1
+
     async def test_network_that_swallows_everything_is_noticed(self, make: Make) -> None:
         links: list[FaultyLink] = []
 

@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from p2pnode.channels import Unreachable
+from p2pnode.channels import Pipe, Unreachable
 from p2pnode.reach.relay import RelayLimits
+from protocol.relay import RELAY_SERVICE, Op, connect
 from tests.network.channel_support import eventually
 from tests.network.relay_support import BULK, MEGABYTE, RelayNode
 
@@ -146,6 +147,40 @@ async def test_session_of_a_closed_client_takes_its_registration_along(make: Mak
     assert relay.relay.registrations == 1
     await bob.close()
     await eventually(lambda: relay.relay.registrations == 0)
+
+
+async def test_client_that_comes_back_on_a_new_session_is_reached_at_once(make: Make) -> None:
+    """It has moved: its old session is dead, and nobody will say so."""
+    relay = await make(1).listen()
+    alice, bob = make(2), await make(3).hide_behind(relay)
+    assert await alice.ask(bob) == b"hello"
+    moved = await make(3).hide_behind(relay)
+    await eventually(lambda: all(not s.relayed for s in alice.channels.sessions()))
+    assert await alice.ask(moved) == b"hello"
+    assert moved.callers == [alice.key.public]
+
+
+async def test_pipes_that_are_reset_unread_leave_the_session_its_window(make: Make) -> None:
+    """Else a few cancelled circuits would choke everything else between two nodes."""
+    relay = await make(1, relay_limits=WIDE).listen()
+    alice, bob = make(2), make(3)
+    registered = await bob.channels.pipe(relay.key.public, relay.addresses, RELAY_SERVICE, bytes((Op.REGISTER,)))
+    assert await registered.read()
+    unread: list[Pipe] = []
+
+    async def keep(pipe: Pipe) -> None:
+        unread.append(pipe)
+
+    bob.door.serve = keep  # type: ignore[method-assign]
+    for count in range(1, 9):
+        circuit = await alice.channels.pipe(relay.key.public, relay.addresses, RELAY_SERVICE, connect(bob.key.public))
+        circuit.write(bytes(200_000))
+        await eventually(lambda count=count: len(unread) == count)  # type: ignore[misc]
+        await eventually(lambda: sum(map(len, unread[-1]._pieces)) > 150_000)
+        circuit.reset(1)
+        await eventually(lambda: unread[-1].broken is not None)
+    assert await relay.ask(bob, bytes(900_000)) == bytes(900_000)
+    assert await alice.ask(relay, bytes(900_000)) == bytes(900_000)
 
 
 async def test_relay_works_over_ipv6(make: Make) -> None:

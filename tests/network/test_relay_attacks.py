@@ -129,6 +129,24 @@ class TestDraining:
         await eventually(lambda: relay.relay.circuits == 1)
         await eventually(lambda: relay.relay.circuits == 0)
 
+    async def test_circuit_in_use_does_not_end_for_its_age(self, make: Make) -> None:
+        relay = await make(1, relay_limits=RelayLimits(idle_seconds=0.3)).listen()
+        bob = await make(2).hide_behind(relay)
+        alice = make(3)
+        end = monotonic() + 0.9
+        while monotonic() < end:
+            assert await alice.ask(bob) == b"hello"
+            await asyncio.sleep(0.05)
+        assert relay.relay.circuits == 1
+
+    async def test_one_client_is_not_buried_under_circuits(self, make: Make) -> None:
+        relay = await make(1, relay_limits=RelayLimits(circuits_per_client=2)).listen()
+        bob, carol = await make(2).hide_behind(relay), await make(3).hide_behind(relay)
+        for seed in (4, 5):
+            await stream(make(seed), relay, connect(bob.key.public))
+        assert await refusal(await stream(make(6), relay, connect(bob.key.public))) == RelayFull.code
+        assert await make(7).ask(carol) == b"hello"
+
     async def test_rate_is_kept(self, make: Make) -> None:
         rate = 2_000_000
         limits = RelayLimits(bytes_per_second=rate, bytes_per_second_per_origin=rate)
@@ -143,7 +161,8 @@ class TestDraining:
         assert monotonic() - began > 0.4
 
     async def test_client_that_reads_nothing_makes_the_relay_keep_little(self, make: Make) -> None:
-        relay = await make(1).listen()
+        wide = RelayLimits(bytes_per_second=10**9, bytes_per_second_per_origin=10**9)
+        relay = await make(1, relay_limits=wide).listen()
         bob = make(2)
         registered = await stream(bob, relay, REGISTER)
         assert await registered.read()
@@ -154,12 +173,15 @@ class TestDraining:
 
         bob.door.serve = deaf  # type: ignore[method-assign]
         flood = await stream(make(3), relay, connect(bob.key.public))
-        sent = 0
-        while flood.writable and sent < 20 * MEGABYTE:
-            flood.write(bytes(16_384))
-            sent += 16_384
-            await asyncio.sleep(0)
         await incoming
+        sent, stuck = 0, False
+        while not stuck and sent < 5 * MEGABYTE:
+            flood.write(bytes(65_536))
+            sent += 65_536
+            try:
+                await asyncio.wait_for(flood.drain(), 0.3)
+            except TimeoutError:
+                stuck = True
         # Two windows, and what waits at each of three places.
         assert sent < 1_000_000
 
