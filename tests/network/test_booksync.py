@@ -56,6 +56,7 @@ async def test_who_does_not_follow_sees_it_gone_at_the_next_look(net: BookNet) -
     (key,) = other.markets.following()
     other.markets._let_go(other.markets._supplies[key])
     assert other.markets.following() == []
+    assert other.dht.engine.watching._by_topic == {}
     maker.own.revoke(own.offer_id, int(time.time()))
     await until(lambda: maker.own.get(own.offer_id).published == 1)  # type: ignore[union-attr]
     assert other.shown() == {own.offer_id}
@@ -85,6 +86,7 @@ async def test_a_full_shard_sends_new_offers_to_its_half_and_tombstones_are_foun
     assert len(reader.shown()) == SPLIT_AT
     own = await maker.own.create(fresh_offer(maker.maker.public, 7), {})
     await until(lambda: maker.own.get(own.offer_id).published == 0)  # type: ignore[union-attr]
+    assert maker.dht.engine.upkeep.published == {}, "the DHT would go on putting it where it was"
     half = KEY.topic(shard_of(own.offer_id, 1))
     assert await maker.markets.topic_for("EUR", KEY.side, own.offer_id) == half
     assert sum(node.storage.total(half) for node in net.nodes) >= 5
