@@ -32,6 +32,7 @@ from p2pnode.api.services import Services
 from p2pnode.arbiters import ArbiterDirectory
 from p2pnode.backends import make_backend, make_wallet
 from p2pnode.booksync import BOOK_SERVICE, BookSync
+from p2pnode.cases.desk import CaseDesk
 from p2pnode.chainwatch import ChainWatch
 from p2pnode.channels import (
     AnyService,
@@ -53,7 +54,7 @@ from p2pnode.contribution import Contributor
 from p2pnode.database import Database
 from p2pnode.datadir import DataDir
 from p2pnode.delivery import DELIVER_SERVICE, Delivery, Refusal
-from p2pnode.engine import Engine
+from p2pnode.engine import Engine, correspondents
 from p2pnode.entry import Entry
 from p2pnode.executor import Executor
 from p2pnode.intake import Intake
@@ -86,7 +87,6 @@ from p2pnode.services.views import TradeViews
 from p2pnode.services.wallet import CoinService, TradeEscrows
 from p2pnode.taking import Taking
 from p2pnode.tradestore import TradeStore
-from protocol import trade_events as ev
 from protocol.contact import Address
 from protocol.contract import Contract
 from protocol.errors import P2PError
@@ -124,6 +124,7 @@ class App:
         self.keys = keys
         self.clock = clock or SystemClock()
         self.data = DataDir(config.data_dir)
+        self.desk: CaseDesk | None = None
         self._parts = AsyncExitStack()
         self._stopping = asyncio.Event()
 
@@ -223,6 +224,20 @@ class App:
             watch, engine, executor, delivery, reconciler, taking = self._trading(
                 trades, backend, wallet, channels, contacts, own_contact
             )
+            if arbitrates:
+                self.desk = CaseDesk(
+                    trades,
+                    engine.conversations,
+                    self.notices,
+                    self.keyring,
+                    contacts,
+                    backend,
+                    directory.own,
+                    network,
+                    clock,
+                )
+                self.desk.kick_on(delivery.kick)
+                self._intake.cases = self.desk.intake
             views = TradeViews(trades, network, _describe_escrow)
             trade_service = TradeService(engine, views)
             offers = OfferService(
@@ -262,6 +277,9 @@ class App:
             delivery.start()
             reconciler.start()
             mailbox.start()
+            if self.desk is not None:
+                self._parts.push_async_callback(self.desk.close)
+                await self.desk.start()
 
         self._prices.start()
         publisher.start()
@@ -337,11 +355,11 @@ class App:
         )
 
         def refused(refusal: Refusal) -> None:
-            engine.apply(refusal.message.trade_id, ev.DeliveryRefused(refusal.code, refusal.text))
+            engine.refused(refusal.message.trade_id, refusal.code, refusal.text)
 
         post = ChannelPost(channels)
         delivery = Delivery(trades, contacts, post, clock, on_refusal=refused)
-        engine.subscribe(lambda state: delivery.kick(state.peer))
+        engine.subscribe(lambda state: delivery.kick_all(correspondents(state)))
         reconciler = Reconciler(engine, delivery, contacts, post, self.keyring, self.notices, network, clock)
         self._intake = Intake(
             engine,

@@ -132,7 +132,7 @@ class ArbiterDirectory:
 
     def _prune(self, now: int) -> None:
         """Drop what has expired, what was replaced long ago, and what is over the capacity."""
-        self._db.execute("DELETE FROM announcements WHERE expires <= ?", (now,))
+        expired = self._db.execute("SELECT id, persona FROM announcements WHERE expires <= ?", (now,)).fetchall()
         keep = set(self._referenced())
         superfluous = self._db.execute(
             """SELECT id, persona FROM
@@ -141,7 +141,9 @@ class ArbiterDirectory:
                WHERE version > ? OR place > ?""",
             (KEPT_VERSIONS, CAPACITY),
         ).fetchall()
+        # Of our own none is dropped: a trade that was made while it lived may be disputed after.
         doomed = [(i,) for i, persona in superfluous if i not in keep and persona not in self._own]
+        doomed += [(i,) for i, persona in expired if persona not in self._own]
         self._db.executemany("DELETE FROM announcements WHERE id = ?", doomed)
 
     # --- answering ----------------------------------------------------------------------------------------------
@@ -152,6 +154,14 @@ class ArbiterDirectory:
             "SELECT raw FROM announcements WHERE id = ? AND expires > ?", (announcement_id, self._clock.now())
         ).fetchone()
         return None if row is None else self._listed(row[0])
+
+    def own(self, announcement_id: bytes) -> tuple[Envelope, Announcement] | None:
+        """An announcement of ours by its id, expired ones too: we owe an answer to the trades that were made by it."""
+        row = self._db.execute("SELECT persona, raw FROM announcements WHERE id = ?", (announcement_id,)).fetchone()
+        if row is None or row[0] not in self._own:
+            return None
+        listed = self._listed(row[1])
+        return listed.envelope, listed.announcement
 
     def newest_of(self, persona: bytes) -> Listed | None:
         """The present announcement of an arbiter; None when it is unknown or has expired."""

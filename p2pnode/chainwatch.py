@@ -127,7 +127,7 @@ class ChainWatch:
         stored = self._engine.trades.get(trade_id)
         if stored is None:
             return
-        trade_event = _escrow_event(event) if tag == ESCROW else _input_event(event, stored.state)
+        trade_event = escrow_event(event) if tag == ESCROW else _input_event(event, stored.state)
         if trade_event is not None:
             self._apply(trade_id, trade_event)
 
@@ -165,7 +165,8 @@ class ChainWatch:
                     await self._timers_changed.wait()
 
 
-def _escrow_event(event: ChainEvent) -> ev.TradeEvent | None:
+def escrow_event(event: ChainEvent) -> ev.TradeEvent | None:
+    """What an event of a watch on an escrow's output means for its trade; None for none of a watch."""
     match event:
         case Seen():
             return ev.FundingSeen()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final, Protocol
 
@@ -106,6 +106,11 @@ class Delivery:
         worker = self._workers.get(recipient)
         if worker is None or worker.done():
             self._workers[recipient] = asyncio.create_task(self._drain(recipient), name="delivery")
+
+    def kick_all(self, recipients: Iterable[bytes]) -> None:
+        """The same for several."""
+        for recipient in recipients:
+            self.kick(recipient)
 
     def appeared(self, node: bytes) -> None:
         """A node made a session with us: if something waits for its persona, try at once."""

@@ -25,6 +25,7 @@ from protocol.messages import Claim, Header, Message, Payload, encode
 from protocol.trade import step
 from protocol.trade_events import (
     DeferredEffect,
+    DeliveryRefused,
     NotifyUser,
     RecordedEffect,
     SendMessage,
@@ -54,6 +55,14 @@ class Keys(Protocol):
 def own_persona(state: TradeState) -> bytes:
     """The persona under which we trade."""
     return state.offer.maker if state.made else state.take.party.persona
+
+
+def correspondents(state: TradeState) -> tuple[bytes, ...]:
+    """The personas for whom a step may have left something in the outbox."""
+    if state.dispute is None or state.contract is None:
+        return (state.peer,)
+    arbiters = (state.contract.arbiter, state.contract.backup)
+    return (state.peer, *(a.persona for a in arbiters if a is not None))
 
 
 def case_file(state: TradeState, trades: TradeStore) -> CaseFile:
@@ -138,6 +147,16 @@ class Engine:
         for listener in self._listeners:
             listener(state)
         return state
+
+    def refused(self, conversation_or_trade: bytes, code: int, text: str) -> None:
+        """A node will not take a message of ours: the peer's, an arbiter's, or a party's of a case of ours."""
+        conversation = self.conversations.get(conversation_or_trade)
+        if conversation is not None and conversation.arbitrates:
+            self._notices.add("case-message-refused", self._clock.now(), trade_id=conversation.trade_id)
+            self._notices.wake()
+            return
+        trade_id = conversation_or_trade if conversation is None else conversation.trade_id
+        self.apply(trade_id, DeliveryRefused(code, text))
 
     def _record(self, effect: RecordedEffect, state: TradeState, now: int) -> None:
         """Do an effect that only changes rows."""
