@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -204,6 +205,8 @@ class Cast:
         """Name them; `binary` is the bitcoind to run, `keep` lets all of them outlive us."""
         self.folder = folder
         self.keep = keep
+        self.group = f"demo-{secrets.token_hex(8)}"
+        """Of chance, so that two demos on one machine stay two networks."""
         self.bitcoind = RegtestNode(folder / "bitcoind", binary=binary, txindex=True, die_with_parent=not keep)
         self.seeds = (self._daemon("bootstrap-1", "bootstrap"), self._daemon("bootstrap-2", "bootstrap"))
         self.arbiter = self._daemon("arbiter", "trader", "arbiter")
@@ -271,6 +274,7 @@ class Cast:
             'host = "127.0.0.1"',
             "port = 0",
             f"seeds = {_toml(seeds)}",
+            f"mdns = {_toml(self.group)}",
             "[api]",
             "port = 0",
         ]
