@@ -77,6 +77,8 @@ class BitcoindView(BitcoindSource):
     """A `ChainView` over one bitcoind."""
 
     name = "bitcoind"
+    judges = True
+    note = ""
 
     def __init__(self, config: BitcoindConfig) -> None:
         """Keep the configuration; nothing is opened yet."""

@@ -91,6 +91,7 @@ class CbfView:
     """A `ChainView` over Bitcoin peers."""
 
     name = "cbf"
+    judges = False
 
     def __init__(self, config: CbfConfig, clock: Callable[[], UnixTime], rng: random.Random) -> None:
         """Keep the configuration; nothing is opened yet. `rng` picks peers."""
@@ -132,6 +133,13 @@ class CbfView:
     def prompt(self) -> bool:
         """Peers announce blocks."""
         return bool(self.pool.live)
+
+    @property
+    def note(self) -> str:
+        """A lone peer can hide what it likes."""
+        if self.network is Network.REGTEST or len(self.pool.live) != 1 or self._config.peers:
+            return ""
+        return f"only one Bitcoin peer, {self.pool.live[0].name}, is connected: it could hide payments"
 
     async def open(self, hint: Callable[[Hint], None]) -> None:
         """Load what an earlier run left; `check` connects."""

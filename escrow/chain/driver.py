@@ -100,7 +100,7 @@ class Backend:
     def status(self) -> ChainStatus:
         """Health as of the last look."""
         tip = self._follow.tip if self._follow.started else None
-        return ChainStatus(self._health, self._view.name, tip, self._detail)
+        return ChainStatus(self._health, self._view.name, tip, self._detail or self._view.note)
 
     # -- questions --------------------------------------------------------------------------------------------
 

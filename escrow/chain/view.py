@@ -75,6 +75,16 @@ class ChainView(BlockSource, Protocol):
         """Whether its hints tell of every block within moments, so that polling may be seldom."""
         ...
 
+    @property
+    def judges(self) -> bool:
+        """Whether `test_accept` asks a mempool; else it tells only what no mempool would take."""
+        ...
+
+    @property
+    def note(self) -> str:
+        """What the user should know although money may move, in a line; mostly empty."""
+        ...
+
     async def open(self, hint: Callable[[Hint], None]) -> None:
         """Connect and check the network; call `hint` from now on. Raises what `ChainBackend.start` raises."""
         ...
