@@ -180,7 +180,11 @@ async def test_nothing_is_posted_while_the_peer_may_just_be_slow(tmp_path: Path,
     await world.taker.down()
 
 
-async def test_when_they_meet_the_message_goes_directly_and_the_copy_is_withdrawn(tmp_path: Path, net: MailNet) -> None:
+async def test_when_they_meet_the_message_goes_directly_and_the_copy_is_withdrawn(
+    tmp_path: Path, net: MailNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nothing but the peer's appearance moves it: the next attempt by itself is far away.
+    monkeypatch.setattr("p2pnode.delivery.FIRST_PAUSE", 600.0)
     world = MailWorld(tmp_path, Side.SELL, net)
     world.maker.mail = False  # it does not read its mailbox: only the direct way is left
     await world.begin()

@@ -134,6 +134,15 @@ def test_chunks_that_are_not_those_of_the_slip_are_noticed(change: Callable[[lis
         join(manifest, change(chunks))
 
 
+def test_sender_can_not_replace_the_content_after_the_slip() -> None:
+    """It would open, since the sender has all keys; what counts is what the slip promised."""
+    other = parcel_of(b"the other content")
+    chunks = [read_chunk(c, NETWORK) for c in other.chunks]
+    assert join(open_slip(read_slip(other.slip, NETWORK), BOB), chunks) == b"the other content"
+    with pytest.raises(Malformed):
+        join(open_slip(read_slip(SMALL.slip, NETWORK), BOB), chunks)
+
+
 def test_chunks_of_others_do_not_count_and_missing_ones_are_waited_for() -> None:
     parcel = parcel_of(b"x" * 2_000)
     manifest = open_slip(read_slip(parcel.slip, NETWORK), BOB)
