@@ -17,6 +17,7 @@ from protocol.contract import Contract
 from protocol.messages import Claim, OpenedDetails, Take, WitnessStack
 from protocol.offer import Offer
 from protocol.outcome import Outcome, ReleaseOutcome, RulingOutcome, SettlementOutcome
+from protocol.ruling import Equivocation, arbiter_of
 from protocol.types import Branch, Network, Seat, Side
 
 SNAPSHOT_VERSION: Final = 1
@@ -317,6 +318,14 @@ class TradeState(Struct, frozen=True):
         has_backup = self.contract is not None and self.contract.backup is not None
         passed = self.dispute is not None and self.dispute.main.answer.passed_over
         return Branch.BACKUP if has_backup and passed else Branch.MAIN
+
+    def equivocation(self, branch: Branch) -> Equivocation | None:
+        """The proof that the arbiter of a branch contradicted itself, if it did."""
+        terms = None if self.contract is None else arbiter_of(self.contract, branch)
+        facts = None if self.dispute is None else self.dispute.arbiter(branch)
+        if terms is None or facts is None or facts.ruling is None or facts.contradiction is None:
+            return None
+        return Equivocation(terms.persona, facts.ruling.raw, facts.contradiction.raw)
 
     def outcome_of(self, txid: bytes) -> Outcome | None:
         """What the transaction `txid` is by all that we know; None: it is not of this contract, or not yet known."""
