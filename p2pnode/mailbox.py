@@ -40,7 +40,7 @@ from p2pnode.mailstore import MailStore, Posted
 from p2pnode.post import meaning
 from p2pnode.tradestore import OutgoingMessage, TradeStore
 from protocol.errors import Fault, Malformed, P2PError, PeerViolation
-from protocol.identity import SigningKey
+from protocol.identity import BadId, SigningKey
 from protocol.mailbox import (
     ACCEPTED,
     CHUNKS_PER_TOPIC,
@@ -190,15 +190,21 @@ class Outgoing:
         """Do what there is to do. False when something could not be done."""
         now = self._clock.now()
         waiting = {m.id: m for recipient in self._trades.recipients() for m in self._trades.outbox(recipient)}
+        complete = True
         for message in waiting.values():
             if self._delivery.is_stuck(message.recipient) and not self._store.has(message.id):
-                await self._copy(message, now)
-        complete = True
+                try:
+                    await self._copy(message, now)
+                except BadId:
+                    log.warning("a message waits for its peer, whose key can't be sealed to")
         for posted in self._store.all():
             try:
                 complete &= await self._attend(posted, waiting.get(posted.message), now)
             except NoPeers:
                 return False
+            except P2PError as e:
+                log.warning("an answer from a mailbox could not be handled: %s", e.detail)
+                complete = False
         return complete
 
     async def _attend(self, posted: Posted, message: OutgoingMessage | None, now: int) -> bool:

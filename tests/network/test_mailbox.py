@@ -133,6 +133,12 @@ async def test_trouble_of_our_own_is_no_refusal(post: Post, desk: Desk) -> None:
     assert desk.came == [b"important"]
 
 
+async def test_one_message_that_can_not_be_sealed_does_not_hold_up_the_rest(post: Post, desk: Desk) -> None:
+    await post.write(bytes(32), b"to no key")
+    posted = await post.sent(desk.persona.public, b"to bob")
+    assert [p.message for p in post.outgoing._store.all()] == [posted.message]
+
+
 async def test_lost_answer_is_given_again(net: MailNet, post: Post, desk: Desk) -> None:
     posted = await post.sent(desk.persona.public, b"hello")
     await desk.read()
