@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import zlib
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Final, Literal, cast
@@ -77,14 +78,19 @@ class Backup(Struct, frozen=True):
 def make(folder: DataDir, keys: Keys, now: UnixTime) -> bytes:
     """The backup of a data directory, whose node may be running. Raises DataCorrupt, DiskError."""
     files = {DATABASE: snapshot(folder.database)}
-    for name in (WALLET,):
-        if (folder.path / name).exists():
-            files[name] = snapshot(folder.path / name)
+    wallet = folder.path / WALLET
+    if wallet.exists():
+        files[WALLET] = snapshot(wallet)
     plain = [folder.config, *sorted((folder.path / CONTRACTS).glob("*"))]
     try:
         files |= {str(path.relative_to(folder.path)): path.read_bytes() for path in plain if path.is_file()}
     except OSError as e:
         raise DiskError(f"{e.filename} can't be read: {e.strerror or e}") from e
+    return seal(files, keys, now)
+
+
+def seal(files: Mapping[str, bytes], keys: Keys, now: UnixTime) -> bytes:
+    """The backup that holds `files`."""
     key = keys.seed.backup_key()
     head = _head(Header(1, _network(keys), now, _mark(key)))
     nonce = random(bindings.crypto_aead_xchacha20poly1305_ietf_NPUBBYTES)
@@ -124,7 +130,7 @@ def read_header(data: bytes) -> tuple[Header, bytes]:
         raise BadBackup
     try:
         return msgspec.json.decode(data[at:end], type=Header), data[:end]
-    except msgspec.MsgspecError as e:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as e:
         raise BadBackup from e
 
 
