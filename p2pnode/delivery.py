@@ -29,6 +29,11 @@ ATTEMPT_SECONDS: Final = 20.0
 STUCK_SECONDS: Final = 30.0
 """After so long without reaching a peer, it counts as away."""
 
+WRONG_TIME: Final = 2142
+"""The code of `intake.WrongTime`."""
+WRONG_TIME_SECONDS: Final = 3_600
+"""How long a message that does not fit the peer's present state of the trade is offered again."""
+
 log = logging.getLogger(__name__)
 
 
@@ -173,6 +178,9 @@ class Delivery:
         try:
             await self._post.deliver(contact, message.raw, ATTEMPT_SECONDS)
         except Refused as e:
+            if e.peer_code == WRONG_TIME and self._clock.now() - message.created < WRONG_TIME_SECONDS:
+                # The peer's view of the chain may be behind ours: what it refuses now, it may want later.
+                raise Undelivered(e.detail) from e
             self.refuse(message, e.peer_code, e.detail)
         else:
             self.acknowledge(message)

@@ -57,6 +57,8 @@ class OutgoingMessage(Struct, frozen=True):
     trade_id: bytes
     recipient: bytes
     raw: bytes
+    created: int = 0
+    """Unix seconds; set when it is read back."""
 
 
 class LogEntry(Struct, frozen=True):
@@ -204,7 +206,8 @@ class TradeStore:
     def outbox(self, recipient: bytes) -> list[OutgoingMessage]:
         """What `recipient` (a persona) has not acknowledged; each trade's messages in their order."""
         rows = self._db.execute(
-            "SELECT id, n, trade_id, recipient, raw FROM outbox WHERE recipient = ? ORDER BY n, created", (recipient,)
+            "SELECT id, n, trade_id, recipient, raw, created FROM outbox WHERE recipient = ? ORDER BY n, created",
+            (recipient,),
         )
         return [OutgoingMessage(*row) for row in rows]
 
