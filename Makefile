@@ -11,7 +11,7 @@ UV_COMPILE = .venv-lock/bin/uv pip compile --quiet --universal --python-version 
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup venv demo test netns lint fmt bench sim lock clean distclean
+.PHONY: help setup venv demo test netns lint fmt bench sim fuzz lock clean distclean
 
 help: ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -41,16 +41,23 @@ fmt: venv ## Format, and mend what can be mended by itself.
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
 
-bench: setup ## Measure latencies and sizes.
+bench: ## Measure everything, beside what must be reached (ARGS=--quick: the short form).
+	@$(PYTHON) scripts/setup.py --bench
 	@$(BIN)/python -m tests.bench $(ARGS)
 
-sim: venv ## Simulate a large DHT.
+sim: ## Simulate a DHT of 10,000 nodes and draw the plots (ARGS=--quick: 1,000).
+	@$(PYTHON) scripts/setup.py --no-bitcoind --bench
 	@$(BIN)/python -m dht.sim $(ARGS)
+
+fuzz: ## Fuzz every decoder, a minute each (ARGS="--seconds 300 records").
+	@$(PYTHON) scripts/setup.py --no-bitcoind --bench
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 lock: ## Refresh the hash-locked requirements to the newest versions that pyproject.toml allows.
 	@test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet "$(UV)"; }
 	@$(UV_COMPILE) --upgrade --extra dev --output-file requirements-dev.txt
 	@$(UV_COMPILE) --constraint requirements-dev.txt --output-file requirements.txt
+	@$(UV_COMPILE) --upgrade --extra bench --constraint requirements-dev.txt --output-file requirements-bench.txt
 
 clean: ## Remove caches, reports and build products.
 	@rm -rf build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage htmlcov

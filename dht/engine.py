@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from statistics import median_low
+from statistics import median_high
 from typing import Final
 
 from kademlia.node import Node
@@ -279,7 +279,7 @@ class Engine:
             else:
                 # The larger of two, since a crowd may have been packed around us too.
                 own = max((near[i - 1].long_id ^ here) * k // i for i in (2 * k, 4 * k) if i <= len(near))
-                self._reach = median_low([own, *self._reaches])
+                self._reach = median_high([own, *self._reaches])
         return self._reach
 
     def region(self) -> int:
@@ -308,7 +308,8 @@ class Engine:
         known = self.table.closest(number, 2 * self.config.k, lambda c: crowd(c) or self.is_late(c))
         return Lookup(
             number,
-            (),
+            # Who lives near the crowd knows best who else does, when asked for another place than the crowd's.
+            sorted(lookup.known(), key=lambda c: c.long_id ^ number),
             own_id=self.own_id,
             k=self.config.k,
             alpha=self.config.alpha,

@@ -250,6 +250,10 @@ class Lookup:
         """The closest nodes that answered, closest first: k of them, more where the region is crowded."""
         return [c.contact for c in self._window(answered_only=True)]
 
+    def known(self) -> list[Contact]:
+        """Every candidate that may be alive."""
+        return [c.contact for c in self._order if c.stage not in _GONE]
+
     def count_within(self, ids: set[bytes]) -> int:
         """How many of these ids are among the closest candidates as far as is known now."""
         return sum(1 for c in self._window() if c.contact.id in ids)

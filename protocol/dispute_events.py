@@ -247,4 +247,3 @@ class BroadcastOutcome(Struct, frozen=True, tag=True):
     """Assemble and broadcast that payout from the two signatures that the state holds -> OutcomeBroadcast."""
 
     txid: bytes
-

@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Set up what the Makefile's targets need: the virtual environment, then (unless --no-bitcoind) bitcoind.
 
+With --bench also the packages of requirements-bench.txt, which only `make bench`, `make sim` and `make fuzz` use.
+
 Run by the system's Python, 3.11 to 3.13; needs nothing else. Quick when nothing changed: a stamp in the environment
 holds a hash of all that went into it. Everything installed is in requirements-dev.txt by version and hash, as wheels,
 so no code runs that the lock does not name.
@@ -48,6 +50,8 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / ".p2pnode-setup"
 LOCK = ROOT / "requirements-dev.txt"
+BENCH_STAMP = VENV / ".p2pnode-setup-bench"
+BENCH_LOCK = ROOT / "requirements-bench.txt"
 PIP_PACKAGE = "python3-pip-whl"
 
 
@@ -119,18 +123,26 @@ def create() -> None:
     shutil.rmtree(VENV / "bootstrap")
 
 
-def install() -> None:
-    """Install what the lock names, then this project in place."""
+def pip_install(*arguments: str) -> None:
+    """Run pip in the environment."""
     # Quiet twice: errors only. A machine's own pip settings may warn at length.
     pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "-qq"]
-    say("installing the packages of requirements-dev.txt")
-    locked_install = ["--require-hashes", "--only-binary", ":all:", "--requirement", str(LOCK)]
+    # pip speaks for itself: it names the package and the reason.
+    if subprocess.run([*pip, *arguments], check=False).returncode != 0:
+        raise SetupError("pip could not install the packages (see above)")
+
+
+def install_locked(lock: Path) -> None:
+    """Install what a lock names."""
+    say(f"installing the packages of {lock.name}")
+    pip_install("--require-hashes", "--only-binary", ":all:", "--requirement", str(lock))
+
+
+def install() -> None:
+    """Install what the lock names, then this project in place."""
+    install_locked(LOCK)
     # The lock holds the build back end too, so nothing is fetched here.
-    in_place = ["--no-deps", "--no-build-isolation", "--no-index", "--editable", str(ROOT)]
-    for arguments in (locked_install, in_place):
-        # pip speaks for itself: it names the package and the reason.
-        if subprocess.run([*pip, *arguments], check=False).returncode != 0:
-            raise SetupError("pip could not install the packages (see above)")
+    pip_install("--no-deps", "--no-build-isolation", "--no-index", "--editable", str(ROOT))
 
 
 def environment() -> None:
@@ -148,14 +160,29 @@ def environment() -> None:
         say(f"the virtual environment is ready ({time.monotonic() - began:.0f} s)")
 
 
+def bench_packages() -> None:
+    """Add what only the benches, the simulator and the fuzzer use."""
+    wanted = fingerprint() + hashlib.sha256(BENCH_LOCK.read_bytes()).hexdigest()
+    with locked():
+        if BENCH_STAMP.exists() and BENCH_STAMP.read_text() == wanted:
+            return
+        began = time.monotonic()
+        install_locked(BENCH_LOCK)
+        BENCH_STAMP.write_text(wanted)
+        say(f"the packages of the benches are ready ({time.monotonic() - began:.0f} s)")
+
+
 def main() -> int:
     """Set up; exit code 1 and one line if that can't be done."""
     parser = argparse.ArgumentParser(description="Set up the virtual environment and bitcoind.")
     parser.add_argument("--no-bitcoind", action="store_true", help="the virtual environment only")
+    parser.add_argument("--bench", action="store_true", help="the packages of the benches too")
     arguments = parser.parse_args()
     os.chdir(ROOT)
     try:
         environment()
+        if arguments.bench:
+            bench_packages()
         if not arguments.no_bitcoind:
             get_bitcoind.obtain()
     except (SetupError, OSError) as error:

@@ -1,4 +1,7 @@
-"""What is measured in virtual time: churn, scale, hostile nodes, an eclipse."""
+"""What is measured in virtual time: churn, scale, hostile nodes, an eclipse.
+
+Each experiment takes a `Lab`, a network that has come to rest, and uses it up. Large ones are built once and forked.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,8 @@ class Row:
     rtts_p95: float
     messages_per_node_hour: float
     cpu_s: float
-    note: str = ""
+    rtts: tuple[float, ...] = ()
+    """The latency of each read in round trips, ascending."""
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
@@ -73,6 +77,7 @@ class Lab:
 
     def __init__(self, seed: int, nodes: int, *, loss: float = 0.0, nat_share: float = 0.0) -> None:
         self.began = time.process_time()
+        self.seed = seed
         self.world = World(seed, model=NetModel(loss=loss), config=EngineConfig())
         self.world.registry.add(RULES)
         build(self.world, nodes, nat_share=nat_share)
@@ -145,7 +150,7 @@ class Lab:
 
         world.at(world.now + world.rng.expovariate(rate), replace)
 
-    def row(self, name: str, began_datagrams: int, seconds: float, note: str = "") -> Row:
+    def row(self, name: str, began_datagrams: int, seconds: float) -> Row:
         """The line of this experiment."""
         rtt = self.world.model.median_rtt_s
         return Row(
@@ -157,33 +162,31 @@ class Lab:
             rtts_p95=round(self.reads.quantile(0.95) / rtt, 2),
             messages_per_node_hour=round((self.world.datagrams - began_datagrams) / self.size * 3_600 / seconds, 1),
             cpu_s=round(time.process_time() - self.began, 1),
-            note=note,
+            rtts=tuple(round(s / rtt, 2) for s in sorted(self.reads.latencies_s)),
         )
 
 
-def churn(nodes: int, *, seed: int = 1, seconds: float = 3_600, reads: int = 1_000, records: int = 200) -> Row:
+def churn(lab: Lab, *, seconds: float = 3_600, reads: int = 1_000, records: int = 200) -> Row:
     """Half of the nodes replaced per hour, 1% loss; the publishers of the records are not among those who care."""
-    lab = Lab(seed, nodes, loss=0.01)
+    lab.world.model = NetModel(loss=0.01)
     lab.publish(records)
     began = lab.world.datagrams
     lab.churn(0.5, lab.world.now + seconds)
     lab.read_all(reads, seconds)
-    return lab.row("churn 50%/h, 1% loss", began, seconds)
+    return lab.row("50%/h replaced, 1% loss", began, seconds)
 
 
-def idle(nodes: int, *, seed: int = 1, seconds: float = 1_800) -> Row:
-    """What the network costs a node that does nothing, under the same churn and no reads."""
-    lab = Lab(seed, nodes)
-    lab.publish(max(20, nodes // 50))
+def idle(lab: Lab, *, seconds: float = 1_800) -> Row:
+    """What the network costs a node that does nothing, under the same churn, no reads, one record per 20 nodes."""
+    lab.publish(lab.size // 20)
     began = lab.world.datagrams
     lab.churn(0.5, lab.world.now + seconds)
     lab.world.run(lab.world.now + seconds)
-    return lab.row("idle, churn 50%/h", began, seconds)
+    return lab.row("no reads, 50%/h replaced", began, seconds)
 
 
-def cold(nodes: int, *, seed: int = 1, reads: int = 300) -> Row:
+def cold(lab: Lab, *, reads: int = 300) -> Row:
     """Reads by nodes that have just joined and have asked nothing yet."""
-    lab = Lab(seed, nodes)
     lab.publish(100)
     began = lab.world.datagrams
     start = lab.world.now
@@ -206,14 +209,13 @@ def cold(nodes: int, *, seed: int = 1, reads: int = 300) -> Row:
         lab.world.join(node, others[:3], lambda look=look: lab.world.at(lab.world.now + 3.0, look))  # type: ignore[misc]
         lab.world.run(lab.world.now + 0.2)
     lab.world.run(lab.world.now + 20)
-    return lab.row("cold: first read after joining", began, lab.world.now - start)
+    return lab.row("first read after joining", began, lab.world.now - start)
 
 
-def hostile(nodes: int, behaviour: Behaviour, *, share: float = 0.2, seed: int = 1, reads: int = 500) -> Row:
-    """A fifth of the nodes is hostile from the start."""
-    lab = Lab(seed, nodes)
+def hostile(lab: Lab, *, behaviour: Behaviour, share: float = 0.2, reads: int = 500) -> Row:
+    """A fifth of the nodes is hostile from before the records are put."""
     world = lab.world
-    bad = world.rng.sample(world.nodes, int(share * nodes))
+    bad = world.rng.sample(world.nodes, int(share * lab.size))
     gang = [n.contact for n in bad]
     for node in bad:
         turn(world, node, behaviour, gang)
@@ -223,9 +225,8 @@ def hostile(nodes: int, behaviour: Behaviour, *, share: float = 0.2, seed: int =
     return lab.row(f"{share:.0%} hostile: {behaviour.value}", began, 60.0)
 
 
-def eclipse(nodes: int, *, ids: int = 20, seed: int = 1, reads: int = 200, keys: int = 5) -> Row:
+def eclipse(lab: Lab, *, ids: int = 20, reads: int = 200, keys: int = 5) -> Row:
     """`ids` identities closer to a key than any honest node, each in its own address group, that hide its record."""
-    lab = Lab(seed, nodes)
     world = lab.world
     topics = [world.rng.randbytes(20) for _ in range(keys)]
     bad: list[SimNode] = []
@@ -244,4 +245,4 @@ def eclipse(nodes: int, *, ids: int = 20, seed: int = 1, reads: int = 200, keys:
     lab.publish(keys, topics)
     began = world.datagrams
     lab.read_all(reads, 60.0)
-    return lab.row(f"eclipse: {ids} ids around each of {keys} keys", began, 60.0)
+    return lab.row(f"{ids} free ids around each of {keys} keys", began, 60.0)

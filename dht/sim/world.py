@@ -18,7 +18,7 @@ from dht.storage import Storage, StorageLimits
 from protocol.identity import SigningKey
 from protocol.types import Network
 
-STEP_S: Final = 10.0
+STEP_S: Final = 20.0
 """Chores in the simulation run when something is due, or after this time: a daemon looks every second."""
 
 

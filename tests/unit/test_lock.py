@@ -14,6 +14,7 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 RUNTIME: list[str] = PROJECT["dependencies"]
+BENCH: list[str] = [*RUNTIME, *PROJECT["optional-dependencies"]["bench"]]
 ALL: list[str] = [*RUNTIME, *PROJECT["optional-dependencies"]["dev"]]
 
 
@@ -31,7 +32,10 @@ def pins(name: str) -> dict[str, list[Version]]:
     return found
 
 
-@pytest.mark.parametrize(("lock", "wanted"), [("requirements.txt", RUNTIME), ("requirements-dev.txt", ALL)])
+LOCKS = {"requirements.txt": RUNTIME, "requirements-dev.txt": ALL, "requirements-bench.txt": BENCH}
+
+
+@pytest.mark.parametrize(("lock", "wanted"), LOCKS.items())
 def test_lock_meets_what_the_project_asks_for(lock: str, wanted: list[str]) -> None:
     have = pins(lock)
     for text in wanted:
@@ -41,7 +45,7 @@ def test_lock_meets_what_the_project_asks_for(lock: str, wanted: list[str]) -> N
         assert all(version in requirement.specifier for version in versions), f"{text}: run `make lock`"
 
 
-@pytest.mark.parametrize("lock", ["requirements.txt", "requirements-dev.txt"])
+@pytest.mark.parametrize("lock", LOCKS)
 def test_no_entry_without_hash_and_no_address_of_an_index(lock: str) -> None:
     assert entries(lock)
     assert [line for line in entries(lock) if not re.search(r" --hash=sha256:[0-9a-f]{64}", line)] == []
@@ -51,3 +55,10 @@ def test_no_entry_without_hash_and_no_address_of_an_index(lock: str) -> None:
 def test_tests_run_against_the_versions_that_users_get() -> None:
     developers = pins("requirements-dev.txt")
     assert {name: developers.get(name) for name in pins("requirements.txt")} == pins("requirements.txt")
+
+
+def test_benches_measure_the_versions_that_users_get() -> None:
+    benches, developers = pins("requirements-bench.txt"), pins("requirements-dev.txt")
+    assert {name: benches[name] for name in benches.keys() & developers} == {
+        name: developers[name] for name in benches.keys() & developers
+    }
