@@ -40,7 +40,8 @@ class _Record(msgspec.Struct, omit_defaults=True):
 def read_labels(text: str) -> tuple[Label, ...]:
     """The labels of a file; empty lines and records of unknown types are passed over. Raises BadLabels."""
     found: list[Label] = []
-    for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), 1):
+    # Not `splitlines`: a label may hold what Unicode counts as the end of a line.
+    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
         if not line.strip():
             continue
         try:
