@@ -97,8 +97,22 @@ class ApiConfig:
 class ChainConfig:
     """Where the node sees the Bitcoin chain. A bootstrap node needs none."""
 
-    backend: Literal["bitcoind"] = "bitcoind"
-    """The kind of backend."""
+    backends: tuple[Literal["bitcoind", "cbf", "electrum"], ...] = ()
+    """What tells of the chain. Several are compared, and nothing moves on what they do not agree on. Empty: whatever
+    is set up below; if nothing is, `cbf`, the built-in light client (on regtest `bitcoind`)."""
+    quorum: Annotated[int, Meta(ge=0, le=16)] = 0
+    """How many of several must agree. 0: all that answer, and two at least."""
+    peers: tuple[str, ...] = ()
+    """For `cbf`: `host:port` of the only Bitcoin nodes to use, with peerblockfilters=1. Empty: find some."""
+    start_height: Annotated[int, Meta(ge=0, le=10_000_000)] | None = None
+    """For `cbf` and `electrum`: the lowest block to know. None: what wallet.birthday asks for."""
+    read_relayed: bool | None = None
+    """For `cbf`: read every transaction that a peer announces (200 MB a day on mainnet), so that payments are seen
+    before a block holds them. None: not on mainnet."""
+    electrum: tuple[str, ...] = ()
+    """Electrum servers, each `ssl://host:port` or `tcp://host:port`."""
+    certificates: Path | None = None
+    """For `electrum` over ssl: a file of certificates (PEM) to trust besides the system's."""
     url: str = ""
     """bitcoind's RPC, like http://127.0.0.1:8332. By default this machine, on the network's port."""
     user: str = ""
@@ -110,7 +124,7 @@ class ChainConfig:
     zmq: tuple[str, ...] = ()
     """bitcoind's ZMQ addresses for hashblock and sequence, like tcp://127.0.0.1:28332. Empty: polling."""
     poll_seconds: Annotated[int, Meta(ge=1, le=600)] = 2
-    """How often to ask for a new block where no ZMQ tells."""
+    """How often to ask for a new block where nothing tells of it; light clients ask at most every 15 s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +215,7 @@ class LimitConfig:
     """Open channels with peers."""
     sessions_per_address: Count = 8
     """Of these, from one IP address (not counted on regtest)."""
-    relay_clients: Count = 256
+    relay_clients: Count = 128
     """Nodes that may be registered with this one as their relay."""
     relay_circuits: Count = 64
     """Circuits through this node at a time."""
@@ -276,6 +290,8 @@ def load(
     values = _network_defaults(network, home, given)
     for source in given:
         values |= {key: _SCHEMA.value_at(source, key) for key in source.values}
+    if not values.get("chain.backends"):
+        values["chain.backends"] = _backends(network, values, given)
     config = build(Config, values | {"data_dir": data_dir, "network": network})
     _check(config, given)
     return config
@@ -368,6 +384,17 @@ def _network_defaults(network: Network, home: Path, given: tuple[Source, ...]) -
     return defaults
 
 
+def _backends(network: Network, values: Mapping[str, object], given: tuple[Source, ...]) -> tuple[str, ...]:
+    """What is set up; if nothing is, the light client, which needs nothing. On regtest there are no peers to find."""
+    named = {key for source in given for key in source.values}
+    found = ["electrum"] if values.get("chain.electrum") else []
+    if values.get("chain.peers"):
+        found.insert(0, "cbf")
+    if named & {"chain.url", "chain.user", "chain.cookie_file", "chain.zmq"}:
+        found.insert(0, "bitcoind")
+    return tuple(found) or (("bitcoind",) if network is Network.REGTEST else ("cbf",))
+
+
 # --- what one field alone can't hold -----------------------------------------------------------------------------
 
 
@@ -423,9 +450,26 @@ def _check_chain(chain: ChainConfig, given: tuple[Source, ...], refuse: Callable
         raise refuse("chain.user", "chain.password is missing: set P2PNODE_CHAIN_PASSWORD")
     if chain.password and not chain.user:
         raise refuse("chain.password", "chain.user is missing")
+    _check_servers(chain, refuse)
     for endpoint in chain.zmq:
         if not re.fullmatch(r"(tcp|ipc)://\S+", endpoint):
             raise refuse("chain.zmq", f"expected an address like tcp://127.0.0.1:28332, got {endpoint!r}")
+
+
+def _check_servers(chain: ChainConfig, refuse: Callable[[str, str], BadConfig]) -> None:
+    if len(set(chain.backends)) != len(chain.backends):
+        raise refuse("chain.backends", "name each kind once; several servers are named in chain.electrum")
+    if ("electrum" in chain.backends) != bool(chain.electrum):
+        raise refuse("chain.electrum", "name servers here and `electrum` in chain.backends, or neither")
+    for server in chain.electrum:
+        if not re.match("(ssl|tcp)://", server) or not _is_address(server.partition("://")[2]):
+            raise refuse("chain.electrum", f"expected an address like ssl://host:50002, got {server!r}")
+    for peer in chain.peers:
+        if not _is_address(peer):
+            raise refuse("chain.peers", f"expected host:port, got {peer!r}")
+    views = len(chain.backends) - ("electrum" in chain.backends) + len(chain.electrum)
+    if chain.quorum > views:
+        raise refuse("chain.quorum", f"{chain.quorum} can't agree where {views} are asked")
 
 
 def _seed_complaint(seed: str) -> str | None:

@@ -37,6 +37,8 @@ class ZmqFeed:
         for address in sorted(set(self.endpoints.values())):
             self._socket.connect(address)
         self._numbers: dict[bytes, int] = {}
+        # It may be subscribed to where nobody publishes it.
+        self._raw_comes = False
 
     def close(self) -> None:
         """End the subscription and the iteration over it."""
@@ -62,12 +64,13 @@ class ZmqFeed:
         if topic == b"hashblock" and len(body) == 32:
             hints.append(BlockHint(body[::-1]))
         elif topic == b"rawtx":
+            self._raw_comes = True
             hints.append(TxHint(body))
         elif topic == b"sequence" and len(body) == 41:
             # A: added to the mempool, R: removed. Messages about blocks carry no mempool number and are shorter.
             txid, label = body[:32][::-1], body[32:33]
             if label == b"R":
                 hints.append(GoneHint(txid))
-            elif label == b"A" and "rawtx" not in self.endpoints:
+            elif label == b"A" and not self._raw_comes:
                 hints.append(ArrivedHint(txid))
         return hints

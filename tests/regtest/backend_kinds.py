@@ -6,14 +6,17 @@ import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from escrow.chain.cbf import CbfBackend, CbfConfig
 from escrow.chain.driver import Backend
+from escrow.chain.electrum import ElectrumBackend, ElectrumConfig
 from p2pnode.regtest import RegtestNode
 from protocol.types import Network
 from tests.regtest.chain_support import backend_on
+from tests.regtest.electrumx_node import ElectrumX, electrumx_on
 
-KINDS = ("bitcoind", "cbf")
+KINDS = ("bitcoind", "cbf", "electrum")
 
 
 def clock() -> int:
@@ -32,6 +35,18 @@ def cbf_config(*nodes: RegtestNode, **options: object) -> CbfConfig:
     return CbfConfig(**{**base, **options})  # type: ignore[arg-type]
 
 
+def electrum_backend(server: ElectrumX, **options: object) -> ElectrumBackend:
+    base: dict[str, object] = {
+        "network": Network.REGTEST,
+        "url": server.url,
+        "poll_seconds": 0.2,
+        "safety_poll_seconds": 0.2,
+        "timeout_seconds": 10.0,
+        "fallback_fee_rate": 2_000,
+    }
+    return ElectrumBackend(ElectrumConfig(**{**base, **options}), clock)  # type: ignore[arg-type]
+
+
 @asynccontextmanager
 async def opened(backend: Backend) -> AsyncIterator[Backend]:
     await backend.start()
@@ -42,7 +57,7 @@ async def opened(backend: Backend) -> AsyncIterator[Backend]:
 
 
 @asynccontextmanager
-async def kind_on(kind: str, node: RegtestNode) -> AsyncIterator[Backend]:
+async def kind_on(kind: str, node: RegtestNode, folder: Path) -> AsyncIterator[Backend]:
     match kind:
         case "bitcoind":
             async with backend_on(node) as backend:
@@ -50,5 +65,8 @@ async def kind_on(kind: str, node: RegtestNode) -> AsyncIterator[Backend]:
         case "cbf":
             async with opened(CbfBackend(cbf_config(node), clock, random.Random(1))) as light:
                 yield light
+        case "electrum":
+            async with electrumx_on(node, folder) as server, opened(electrum_backend(server)) as backend:
+                yield backend
         case _:
             raise AssertionError(kind)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +20,14 @@ pytestmark = pytest.mark.parametrize("kind", KINDS)
 
 
 @pytest.fixture
+async def bitcoind(bitcoind_binary: Path, tmp_path: Path, kind: str) -> AsyncIterator[RegtestNode]:
+    """A node of the test's own, indexed as the backend needs it."""
+    async with RegtestNode(tmp_path / "node", binary=bitcoind_binary, txindex=kind == "electrum") as node:
+        await node.ensure_coins(4)
+        yield node
+
+
+@pytest.fixture
 def rng() -> random.Random:
     """Chance that can be had again."""
     seed = random.SystemRandom().getrandbits(32)
@@ -29,8 +39,10 @@ def fresh_script(rng: random.Random) -> bytes:
     return b"\x00\x20" + rng.randbytes(32)
 
 
-async def test_payment_is_seen_and_each_depth_told(bitcoind: RegtestNode, rng: random.Random, kind: str) -> None:
-    async with kind_on(kind, bitcoind) as backend:
+async def test_payment_is_seen_and_each_depth_told(
+    bitcoind: RegtestNode, rng: random.Random, kind: str, tmp_path: Path
+) -> None:
+    async with kind_on(kind, bitcoind, tmp_path) as backend:
         stream = backend.events()
         script = fresh_script(rng)
         tip = await backend.tip()
@@ -50,20 +62,20 @@ async def test_payment_is_seen_and_each_depth_told(bitcoind: RegtestNode, rng: r
         assert sorted(set(depths)) == [1, 2, 3]
 
 
-async def test_a_named_output_is_seen_before_it_is_mined(bitcoind: RegtestNode, kind: str) -> None:
-    async with kind_on(kind, bitcoind) as backend:
+async def test_a_named_output_is_seen_before_it_is_mined(bitcoind: RegtestNode, kind: str, tmp_path: Path) -> None:
+    async with kind_on(kind, bitcoind, tmp_path) as backend:
         stream = backend.events()
         coin, script = await own_output(bitcoind)
         await backend.watch(WatchRequest(b"k", script, coin, 1))
         assert (await next_of(stream, Seen)).outpoint == coin
 
 
-async def test_what_happened_while_we_were_off_is_told(own_bitcoind: RegtestNode, kind: str) -> None:
-    coin, script = await own_output(own_bitcoind)
-    await own_bitcoind.mine(20)
-    raw = await node_spend(own_bitcoind, coin, 90_000)
-    await own_bitcoind.mine(12)
-    async with kind_on(kind, own_bitcoind) as backend:
+async def test_what_happened_while_we_were_off_is_told(bitcoind: RegtestNode, kind: str, tmp_path: Path) -> None:
+    coin, script = await own_output(bitcoind)
+    await bitcoind.mine(20)
+    raw = await node_spend(bitcoind, coin, 90_000)
+    await bitcoind.mine(12)
+    async with kind_on(kind, bitcoind, tmp_path) as backend:
         stream = backend.events()
         await backend.watch(WatchRequest(b"k", script, coin, 1))
         assert (await next_of(stream, Confirmed)).depth == 32
@@ -71,37 +83,39 @@ async def test_what_happened_while_we_were_off_is_told(own_bitcoind: RegtestNode
         assert (spent.depth, spent.tx) == (12, raw)
 
 
-async def test_many_blocks_at_once_are_followed(own_bitcoind: RegtestNode, rng: random.Random, kind: str) -> None:
-    async with kind_on(kind, own_bitcoind) as backend:
+async def test_many_blocks_at_once_are_followed(
+    bitcoind: RegtestNode, rng: random.Random, kind: str, tmp_path: Path
+) -> None:
+    async with kind_on(kind, bitcoind, tmp_path) as backend:
         stream = backend.events()
         script = fresh_script(rng)
         await backend.watch(WatchRequest(b"k", script, None, 1))
-        coin = await pay(own_bitcoind, script)
-        await own_bitcoind.mine(60)
+        coin = await pay(bitcoind, script)
+        await bitcoind.mine(60)
         confirmed = await next_of(stream, Confirmed)
         assert confirmed.outpoint == coin
 
         async def there() -> bool:
-            return (await backend.tip()).height == await own_bitcoind.height()
+            return (await backend.tip()).height == await bitcoind.height()
 
         await until(there)
 
 
 async def test_a_reorganisation_takes_back_and_tells_anew(
-    own_bitcoind: RegtestNode, rng: random.Random, kind: str
+    bitcoind: RegtestNode, rng: random.Random, kind: str, tmp_path: Path
 ) -> None:
-    async with kind_on(kind, own_bitcoind) as backend:
+    async with kind_on(kind, bitcoind, tmp_path) as backend:
         stream = backend.events()
-        coin, script = await own_output(own_bitcoind)
-        await own_bitcoind.mine(3)
+        coin, script = await own_output(bitcoind)
+        await bitcoind.mine(3)
         await backend.watch(WatchRequest(b"k", script, coin, 1))
-        await node_spend(own_bitcoind, coin, 90_000)
-        await own_bitcoind.mine(1)
+        await node_spend(bitcoind, coin, 90_000)
+        await bitcoind.mine(1)
         await next_of(stream, SpentBy, depth=1)
-        await own_bitcoind.reorganise(4)
+        await bitcoind.reorganise(4)
         await next_of(stream, SpendUndone)
         assert (await next_of(stream, Unconfirmed)).outpoint == coin
-        await own_bitcoind.mine(1)
+        await bitcoind.mine(1)
         told = set()
         async with asyncio.timeout(20):
             async for event in stream:
@@ -111,8 +125,10 @@ async def test_a_reorganisation_takes_back_and_tells_anew(
                         break
 
 
-async def test_broadcast_reaches_the_mempool_and_may_be_repeated(bitcoind: RegtestNode, kind: str) -> None:
-    async with kind_on(kind, bitcoind) as backend:
+async def test_broadcast_reaches_the_mempool_and_may_be_repeated(
+    bitcoind: RegtestNode, kind: str, tmp_path: Path
+) -> None:
+    async with kind_on(kind, bitcoind, tmp_path) as backend:
         stream = backend.events()
         coin, script = await own_output(bitcoind)
         await bitcoind.mine(1)
@@ -132,8 +148,10 @@ async def test_broadcast_reaches_the_mempool_and_may_be_repeated(bitcoind: Regte
             await backend.broadcast(raw[:-5])
 
 
-async def test_a_double_spend_of_what_a_block_holds_is_refused(bitcoind: RegtestNode, kind: str) -> None:
-    async with kind_on(kind, bitcoind) as backend:
+async def test_a_double_spend_of_what_a_block_holds_is_refused(
+    bitcoind: RegtestNode, kind: str, tmp_path: Path
+) -> None:
+    async with kind_on(kind, bitcoind, tmp_path) as backend:
         stream = backend.events()
         coin, script = await own_output(bitcoind)
         await bitcoind.mine(1)
@@ -146,13 +164,15 @@ async def test_a_double_spend_of_what_a_block_holds_is_refused(bitcoind: Regtest
             await backend.broadcast(late)
 
 
-async def test_unknown_transactions_are_not_found(bitcoind: RegtestNode, rng: random.Random, kind: str) -> None:
-    async with kind_on(kind, bitcoind) as backend:
+async def test_unknown_transactions_are_not_found(
+    bitcoind: RegtestNode, rng: random.Random, kind: str, tmp_path: Path
+) -> None:
+    async with kind_on(kind, bitcoind, tmp_path) as backend:
         assert await backend.transaction(rng.randbytes(32)) is None
         assert await backend.transaction(rng.randbytes(32), (await backend.tip()).hash) is None
         assert await backend.unspent(OutPoint(rng.randbytes(32), 0)) in (None, False)
 
 
-async def test_fee_rate_has_a_floor(bitcoind: RegtestNode, kind: str) -> None:
-    async with kind_on(kind, bitcoind) as backend:
+async def test_fee_rate_has_a_floor(bitcoind: RegtestNode, kind: str, tmp_path: Path) -> None:
+    async with kind_on(kind, bitcoind, tmp_path) as backend:
         assert 1_000 <= await backend.fee_rate(3) <= 100_000
