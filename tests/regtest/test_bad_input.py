@@ -164,7 +164,7 @@ async def test_node_that_loses_its_bitcoind_says_so_and_recovers(cast: Cast) -> 
     """Nothing is lost while the chain is out of sight, and the node picks it up again by itself."""
     assert isinstance(cast.bitcoind, RegtestNode)
     await cast.bitcoind.stop()
-    for _ in range(400):
+    for _ in range(1200):
         chain = (await cast.buyer.api.info()).chain
         if chain is not None and chain.health == "unreachable":
             break
