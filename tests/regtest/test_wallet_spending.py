@@ -287,26 +287,30 @@ class TestHelping:
         with pytest.raises(CantBump, match="pays nothing to this wallet"):
             await bench.wallet.bump(txid, 499_000, parent_fee=0)
 
-    async def test_an_evicted_payment_is_sent_again_with_the_next_block(
+    async def test_evicted_payments_are_sent_again_with_the_next_block_at_their_last_fee(
         self, bitcoind_binary: Path, tmp_path: Path
     ) -> None:
-        """The wallet runs on; nobody restarts it when the node has forgotten the payment."""
+        """The wallet runs on; nobody restarts it when the node has forgotten the payments. A bump stays a bump."""
         async with RegtestNode(tmp_path / "n", binary=bitcoind_binary, extra_args=("-mempoolexpiry=1",)) as node:
             await node.ensure_coins(2)
             async with wallet_on(node, tmp_path, fresh_seed("again")) as bench:
-                await bench.receive(50_000)
-                sent = await bench.wallet.send(STRANGER, 20_000, RATE)
+                await bench.receive(50_000, 50_000)
+                first = await bench.wallet.send(STRANGER, 20_000, RATE)
+                second = await bench.wallet.send(STRANGER, 21_000, RATE)
+                bumped = (await bench.wallet.bump(second.txid, 9_000)).sent
                 tip = await bench.backend.tip()
                 await node.rpc("setmocktime", tip.time + 7_300)
                 # The node looks for what is too old when something new comes in.
-                await node.fund(await node.new_address(), 1_000, confirmations=0)
-                assert not await waits(bench, sent.txid)
+                fresh = await node.fund(await node.new_address(), 1_000, confirmations=0)
+                assert await node.rpc("getrawmempool") == [fresh]
                 await node.mine_empty(1)
+                expected = {fresh, txid_text(first.txid), txid_text(bumped.txid)}
 
                 async def back() -> bool:
-                    return await waits(bench, sent.txid)
+                    return len(await node.rpc("getrawmempool")) == 3
 
                 await until(back)
+                assert set(await node.rpc("getrawmempool")) == expected
 
 
 class TestLabels:
@@ -385,8 +389,8 @@ class TestRestoring:
     async def test_a_birthday_leaves_out_what_is_older(self, own_bitcoind: RegtestNode, tmp_path: Path) -> None:
         seed = fresh_seed("birthday")
         script = NativeEngine(seed.master, Network.REGTEST).script(Keychain.EXTERNAL, 0)
-        await pay(own_bitcoind, script, 40_000, confirmations=1)
-        height = await own_bitcoind.height()
+        await pay(own_bitcoind, script, 40_000, confirmations=3)
+        height = await own_bitcoind.height() - 2
         for birthday, found in ((height + 1, 0), (height, 40_000), (None, 40_000)):
             folder = tmp_path / str(birthday)
             folder.mkdir()
