@@ -43,8 +43,8 @@ class CaseFile(Struct, frozen=True, array_like=True, forbid_unknown_fields=True)
 class CaseOpening(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Party to arbiter, first in its conversation: my case file and my claim. The other party's is its answer.
 
-    `height` is the block that holds the escrow by the sender's chain: from there the arbiter looks for itself. `contact`
-    is the sender's contact record. `declined` is the main arbiter's signed refusal when the backup is asked.
+    `height` is the block that holds the escrow by the sender's chain: from there the arbiter looks for itself.
+    `contact` is the sender's contact record. `declined` is the main arbiter's signed refusal when the backup is asked.
     """
 
     file: CaseFile
