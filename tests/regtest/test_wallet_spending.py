@@ -150,7 +150,9 @@ class TestCoinControl:
 
 
 class TestReplacing:
-    async def test_a_payment_at_a_higher_fee_pays_the_same_and_the_old_one_is_forgotten(self, bench: Bench) -> None:
+    async def test_a_payment_at_a_higher_fee_pays_the_same_and_the_old_one_is_forgotten(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         await bench.receive(300_000)
         old = await bench.wallet.send(STRANGER, 100_000, RATE)
         bumped = await bench.wallet.bump(old.txid, 9_000)
@@ -163,6 +165,21 @@ class TestReplacing:
         assert await waits(bench, new.txid)
         assert not await waits(bench, old.txid)
         assert [e.txid for e in (await bench.wallet.history())[:1]] == [new.txid]
+        sent: list[bytes] = []
+        broadcast = bench.backend.broadcast
+
+        async def recorded(tx: bytes) -> bytes:
+            sent.append(tx)
+            return await broadcast(tx)
+
+        monkeypatch.setattr(bench.backend, "broadcast", recorded)
+        await bench.node.mine_empty(1)
+
+        async def sent_again() -> bool:
+            return bool(sent)
+
+        await until(sent_again)
+        assert sent == [new.tx]
         await bench.mine()
         assert (await bench.wallet.balance()).confirmed == 200_000 - new.fee
         assert not await waits(bench, old.txid)
