@@ -77,6 +77,8 @@ from p2pnode.reach.service import RelayDoor
 from p2pnode.reconcile import Reconciler
 from p2pnode.records import record_kinds
 from p2pnode.services.arbiters import ArbiterService
+from p2pnode.services.cases import CaseService
+from p2pnode.services.disputes import DisputeService
 from p2pnode.services.events import EventService, IdempotencyService
 from p2pnode.services.market import Markets
 from p2pnode.services.node import NodeFacts, NodeService
@@ -220,6 +222,8 @@ class App:
         offers: OfferService | None = None
         trade_service: TradeService | None = None
         coins: CoinService | None = None
+        disputes: DisputeService | None = None
+        cases: CaseService | None = None
         if backend is not None and wallet is not None:
             watch, engine, executor, delivery, reconciler, taking = self._trading(
                 trades, backend, wallet, channels, contacts, own_contact
@@ -240,6 +244,9 @@ class App:
                 self._intake.cases = self.desk.intake
             views = TradeViews(trades, network, _describe_escrow)
             trade_service = TradeService(engine, views)
+            disputes = DisputeService(engine, views, clock, lambda: watch.height)
+            if self.desk is not None:
+                cases = CaseService(self.desk, engine.conversations, wallet, clock)
             offers = OfferService(
                 self.own,
                 self.book,
@@ -315,6 +322,8 @@ class App:
             offers=offers,
             trades=trade_service,
             wallet=coins,
+            disputes=disputes,
+            cases=cases,
         )
         api = ApiServer(api_services, config.api, self.data)
         self._parts.push_async_callback(api.close)

@@ -20,6 +20,7 @@ from typing import Any, Final, Self, TypeVar
 import aiohttp
 import msgspec
 
+from p2pnode.api import dispute_schema as d
 from p2pnode.api import schema
 from p2pnode.api.endpoint import Endpoint, Login, NodeNotRunning, find
 from p2pnode.api.errors import BadRequest, NotAuthorized
@@ -154,6 +155,87 @@ class Client:
         return await self._write(
             "POST", f"/trades/{_id(trade)}/cancel", schema.TradeView, schema.CancelRequest(reason=reason)
         )
+
+    # --- settlements, disputes, cases -------------------------------------------------------------------------------
+
+    async def dispute(self, trade: str) -> d.DisputeView:
+        """A trade's settlements, dispute and chat."""
+        return await self._get(f"/trades/{_id(trade)}/dispute", d.DisputeView)
+
+    async def dispute_open(self, trade: str, text: str, buyer_share_ppm: int) -> d.DisputeView:
+        """Open a dispute, or answer one."""
+        request = d.DisputeRequest(text=text, buyer_share_ppm=buyer_share_ppm)
+        return await self._write("POST", f"/trades/{_id(trade)}/dispute", d.DisputeView, request)
+
+    async def dispute_evidence(self, trade: str, text: str) -> d.DisputeView:
+        """Show something to the arbiter."""
+        path = f"/trades/{_id(trade)}/dispute/evidence"
+        return await self._write("POST", path, d.DisputeView, d.EvidenceRequest(text=text))
+
+    async def dispute_complete(self, trade: str) -> d.DisputeView:
+        """Complete what the arbiter ruled."""
+        return await self._write("POST", f"/trades/{_id(trade)}/dispute/complete", d.DisputeView, schema.Empty())
+
+    async def dispute_bundle(self, trade: str) -> d.BundleView:
+        """All that was said and signed."""
+        return await self._get(f"/trades/{_id(trade)}/dispute/bundle", d.BundleView)
+
+    async def trade_chat(self, trade: str, text: str, *, arbiter: bool = False) -> d.DisputeView:
+        """Write to the counterparty, or to the arbiter."""
+        request = d.ChatRequest(text=text, arbiter=arbiter)
+        return await self._write("POST", f"/trades/{_id(trade)}/chat", d.DisputeView, request)
+
+    async def trade_settle(self, trade: str, request: d.SettleRequest) -> d.DisputeView:
+        """Propose a settlement, or to cancel the trade."""
+        return await self._write("POST", f"/trades/{_id(trade)}/settle", d.DisputeView, request)
+
+    async def trade_accept(self, trade: str, txid: str) -> d.DisputeView:
+        """Accept a settlement that was proposed."""
+        path = f"/trades/{_id(trade)}/settle/accept"
+        return await self._write("POST", path, d.DisputeView, d.AcceptRequest(txid=txid))
+
+    async def trade_extend(self, trade: str, blocks: int, reason: str = "") -> d.DisputeView:
+        """Buyer: ask for more time to pay; seller: give it."""
+        request = d.ExtendRequest(blocks=blocks, reason=reason)
+        return await self._write("POST", f"/trades/{_id(trade)}/extend", d.DisputeView, request)
+
+    async def cases(self, *, open_only: bool = False) -> d.CaseList:
+        """The arbiter's queue."""
+        return await self._get("/cases", d.CaseList, {"open": "true"} if open_only else None)
+
+    async def case(self, case: str) -> d.CaseView:
+        """A case with all that was said."""
+        return await self._get(f"/cases/{_id(case)}", d.CaseView)
+
+    async def case_quote(self, case: str, request: d.QuoteRequest) -> d.QuoteView:
+        """What a decision would pay to whom."""
+        return await self._get(f"/cases/{_id(case)}/quote", d.QuoteView, request)
+
+    async def case_bundle(self, case: str) -> d.BundleView:
+        """All that was said and signed."""
+        return await self._get(f"/cases/{_id(case)}/bundle", d.BundleView)
+
+    async def case_accept(self, case: str) -> d.CaseView:
+        """Hear the case."""
+        return await self._write("POST", f"/cases/{_id(case)}/accept", d.CaseView, schema.Empty())
+
+    async def case_decline(self, case: str, text: str) -> d.CaseView:
+        """Do not decide the case."""
+        return await self._write("POST", f"/cases/{_id(case)}/decline", d.CaseView, d.CaseText(text=text))
+
+    async def case_extend(self, case: str, blocks: int, text: str = "") -> d.CaseView:
+        """Take more time, once."""
+        request = d.CaseExtension(blocks=blocks, text=text)
+        return await self._write("POST", f"/cases/{_id(case)}/extend", d.CaseView, request)
+
+    async def case_write(self, case: str, side: schema.SideName, text: str) -> d.CaseView:
+        """Write to one party."""
+        request = d.CaseLine(side=side, text=text)
+        return await self._write("POST", f"/cases/{_id(case)}/write", d.CaseView, request)
+
+    async def case_rule(self, case: str, request: d.RuleRequest) -> d.CaseView:
+        """Decide, once and for all."""
+        return await self._write("POST", f"/cases/{_id(case)}/rule", d.CaseView, request)
 
     # --- wallet, peers, arbiters ----------------------------------------------------------------------------------
 

@@ -112,6 +112,10 @@ class Conversations:
         rows = self._trades.transcript(conversation.chain)
         return [(out, decode_case(parse_envelope(raw, self._network)), at) for out, raw, at in rows]
 
+    def raws(self, conversation: Conversation) -> tuple[bytes, ...]:
+        """The envelopes of everything that was said."""
+        return tuple(raw for _, raw, _ in self._trades.transcript(conversation.chain))
+
     def record_received(self, conversation: Conversation, envelope: Envelope, now: int) -> None:
         """Add a checked message."""
         heads = conversation.heads

@@ -12,8 +12,9 @@ from typing import Annotated, Any, Final, Generic, TypeVar
 from msgspec import Meta, Struct, convert
 from msgspec.structs import replace
 
+from p2pnode.api import dispute_schema as d
 from p2pnode.api import schema as s
-from p2pnode.api.services import Offers, RoleMissing, Services, Trades, WalletService
+from p2pnode.api.services import Cases, Disputes, Offers, RoleMissing, Services, Trades, WalletService
 from protocol.types import CurrencyCode, MethodCode
 
 PREFIX: Final = "/api/v1"
@@ -82,6 +83,20 @@ class Ask(Generic[Q, B]):
         if self.services.trades is None:
             raise RoleMissing("this node does not trade: a bootstrap node has no trades")
         return self.services.trades
+
+    @property
+    def disputes(self) -> Disputes:
+        """Settlements, disputes and chat. Raises RoleMissing."""
+        if self.services.disputes is None:
+            raise RoleMissing("this node does not trade: a bootstrap node has no disputes")
+        return self.services.disputes
+
+    @property
+    def cases(self) -> Cases:
+        """The arbiter's desk. Raises RoleMissing."""
+        if self.services.cases is None:
+            raise RoleMissing("this node is no arbiter: add the role arbiter to its configuration and start it again")
+        return self.services.cases
 
     @property
     def wallet(self) -> WalletService:
@@ -203,6 +218,42 @@ ROUTES: Final[tuple[Route, ...]] = (
         lambda ask: ask.trades.release(ask.item), s.TradeView, s.Empty),
     _do("POST /trades/{id}/cancel", "trade_cancel", "Leave a trade that is not funded",
         lambda ask: ask.trades.cancel(ask.item, ask.body), s.TradeView, s.CancelRequest),
+    _get("/trades/{id}/dispute", "dispute", "Show a trade's settlements, dispute and chat",
+         lambda ask: ask.disputes.show(ask.item), d.DisputeView, NoQuery),
+    _do("POST /trades/{id}/dispute", "dispute_open", "Open a dispute, or answer one",
+        lambda ask: ask.disputes.open(ask.item, ask.body), d.DisputeView, d.DisputeRequest, 201),
+    _do("POST /trades/{id}/dispute/evidence", "dispute_evidence", "Show something to the arbiter",
+        lambda ask: ask.disputes.evidence(ask.item, ask.body), d.DisputeView, d.EvidenceRequest, 201),
+    _do("POST /trades/{id}/dispute/complete", "dispute_complete", "Complete what the arbiter ruled",
+        lambda ask: ask.disputes.complete(ask.item), d.DisputeView, s.Empty),
+    _get("/trades/{id}/dispute/bundle", "dispute_bundle", "All that was said and signed, for anybody to verify",
+         lambda ask: ask.disputes.bundle(ask.item), d.BundleView, NoQuery),
+    _do("POST /trades/{id}/chat", "trade_chat", "Write to the counterparty, or to the arbiter",
+        lambda ask: ask.disputes.chat(ask.item, ask.body), d.DisputeView, d.ChatRequest, 201),
+    _do("POST /trades/{id}/settle", "trade_settle", "Propose a settlement, or to cancel the trade",
+        lambda ask: ask.disputes.settle(ask.item, ask.body), d.DisputeView, d.SettleRequest, 201),
+    _do("POST /trades/{id}/settle/accept", "trade_accept", "Accept a settlement that was proposed",
+        lambda ask: ask.disputes.accept(ask.item, ask.body), d.DisputeView, d.AcceptRequest),
+    _do("POST /trades/{id}/extend", "trade_extend", "Buyer: ask for more time to pay; seller: give it",
+        lambda ask: ask.disputes.extend(ask.item, ask.body), d.DisputeView, d.ExtendRequest),
+    _get("/cases", "cases", "The arbiter's queue, those first that wait longest",
+         lambda ask: ask.cases.list(open_only=ask.query.open), d.CaseList, TradeQuery),
+    _get("/cases/{id}", "case", "A case with all that was said",
+         lambda ask: ask.cases.show(ask.item), d.CaseView, NoQuery),
+    _get("/cases/{id}/quote", "case_quote", "What a decision would pay to whom",
+         lambda ask: ask.cases.quote(ask.item, ask.query), d.QuoteView, d.QuoteRequest),
+    _get("/cases/{id}/bundle", "case_bundle", "All that was said and signed, for anybody to verify",
+         lambda ask: ask.cases.bundle(ask.item), d.BundleView, NoQuery),
+    _do("POST /cases/{id}/accept", "case_accept", "Hear the case",
+        lambda ask: ask.cases.accept(ask.item), d.CaseView, s.Empty),
+    _do("POST /cases/{id}/decline", "case_decline", "Do not decide the case",
+        lambda ask: ask.cases.decline(ask.item, ask.body), d.CaseView, d.CaseText),
+    _do("POST /cases/{id}/extend", "case_extend", "Take more time, once",
+        lambda ask: ask.cases.extend(ask.item, ask.body), d.CaseView, d.CaseExtension),
+    _do("POST /cases/{id}/write", "case_write", "Write to one party",
+        lambda ask: ask.cases.write(ask.item, ask.body), d.CaseView, d.CaseLine, 201),
+    _do("POST /cases/{id}/rule", "case_rule", "Decide, once and for all",
+        lambda ask: ask.cases.rule(ask.item, ask.body), d.CaseView, d.RuleRequest),
     _get("/wallet/balance", "balance", "The wallet's balance",
          lambda ask: ask.wallet.balance(), s.BalanceView, NoQuery),
     _do("POST /wallet/addresses", "address", "A fresh receiving address",

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from p2pnode.api import dispute_schema as d
 from p2pnode.api.schema import (
     AddressRequest,
     AddressView,
@@ -204,6 +205,86 @@ class Arbiters(Protocol):
         ...
 
 
+class Disputes(Protocol):
+    """Settlements, disputes, extensions and chat of the user's own trades."""
+
+    async def show(self, trade: str) -> d.DisputeView:
+        """How they stand."""
+        ...
+
+    async def open(self, trade: str, request: d.DisputeRequest) -> d.DisputeView:
+        """Open a dispute, or answer the counterparty's. Raises IllegalTransition."""
+        ...
+
+    async def evidence(self, trade: str, request: d.EvidenceRequest) -> d.DisputeView:
+        """Show something to the arbiter. Raises IllegalTransition."""
+        ...
+
+    async def chat(self, trade: str, request: d.ChatRequest) -> d.DisputeView:
+        """Write to the counterparty, or to the arbiter. Raises IllegalTransition."""
+        ...
+
+    async def settle(self, trade: str, request: d.SettleRequest) -> d.DisputeView:
+        """Propose a settlement, or to cancel. Raises IllegalTransition."""
+        ...
+
+    async def accept(self, trade: str, request: d.AcceptRequest) -> d.DisputeView:
+        """Accept a settlement that the counterparty proposed. Raises IllegalTransition."""
+        ...
+
+    async def extend(self, trade: str, request: d.ExtendRequest) -> d.DisputeView:
+        """Buyer: ask for more time to pay; seller: give it. Raises IllegalTransition."""
+        ...
+
+    async def complete(self, trade: str) -> d.DisputeView:
+        """Sign and broadcast what the arbiter ruled. Raises IllegalTransition."""
+        ...
+
+    async def bundle(self, trade: str) -> d.BundleView:
+        """All that was said and signed. Raises IllegalTransition before there is a contract."""
+        ...
+
+
+class Cases(Protocol):
+    """The arbiter's desk."""
+
+    async def list(self, *, open_only: bool) -> d.CaseList:
+        """The queue, those first that wait longest."""
+        ...
+
+    async def show(self, case: str) -> d.CaseView:
+        """One case with all that was said."""
+        ...
+
+    async def quote(self, case: str, request: d.QuoteRequest) -> d.QuoteView:
+        """What a decision would pay to whom. Raises BadPayout."""
+        ...
+
+    async def bundle(self, case: str) -> d.BundleView:
+        """All that was said and signed."""
+        ...
+
+    async def accept(self, case: str) -> d.CaseView:
+        """Hear the case. Raises IllegalTransition."""
+        ...
+
+    async def decline(self, case: str, request: d.CaseText) -> d.CaseView:
+        """Do not decide it. Raises IllegalTransition."""
+        ...
+
+    async def extend(self, case: str, request: d.CaseExtension) -> d.CaseView:
+        """Take more time, once. Raises IllegalTransition."""
+        ...
+
+    async def write(self, case: str, request: d.CaseLine) -> d.CaseView:
+        """Write to one party. Raises IllegalTransition."""
+        ...
+
+    async def rule(self, case: str, request: d.RuleRequest) -> d.CaseView:
+        """Decide, once and for all. Raises SecondLook, IllegalTransition, BadPayout."""
+        ...
+
+
 class Events(Protocol):
     """The feed. Numbers grow, without gaps that fill later; events survive a restart.
 
@@ -262,3 +343,5 @@ class Services(Struct, frozen=True, kw_only=True):
     offers: Offers | None = None
     trades: Trades | None = None
     wallet: WalletService | None = None
+    disputes: Disputes | None = None
+    cases: Cases | None = None

@@ -7,8 +7,8 @@ import os
 import sys
 import traceback
 
+from p2pnode.console.cells import clean
 from p2pnode.console.exits import Exit, exit_of
-from p2pnode.console.tables import clean
 from p2pnode.redact import Redactor
 from protocol.errors import P2PError
 

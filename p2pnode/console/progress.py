@@ -14,7 +14,7 @@ from rich.console import Console
 
 from p2pnode.api.schema import TradeView
 from p2pnode.client import Client
-from p2pnode.console.tables import clean
+from p2pnode.console.cells import clean
 from p2pnode.datadir import DataDir, DataDirLocked
 from protocol.errors import UserError
 

@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
 from msgspec import Struct
-from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from p2pnode.api import schema as s
+from p2pnode.console import dispute_tables
+from p2pnode.console.cells import SHORT, Cell, btc, clean, columns, depth, pairs, phase, row, span, tx, when
 from p2pnode.money import format_minor, format_percent, format_sats
 
 WIDE: Final = 200
 """Columns of a table that goes to a file or a pipe."""
-
-SHORT: Final = 16
-"""Digits of an id in a list; enough to name it in a command."""
-
-_PHASE_STYLES: Final = {"completed": "green", "declined": "yellow", "cancelled": "yellow", "anomalous": "bold red"}
-
-Cell = str | Text | None
 
 
 def show(view: Struct, *, as_json: bool) -> None:
@@ -66,29 +58,24 @@ def render(view: Struct) -> RenderableType:  # noqa: C901, PLR0911, PLR0912  (on
             return _history(view)
         case s.BumpView():
             what = "replaces the other transaction" if view.how == "replaced" else "child that pays for both"
-            return _pairs([("txid", view.txid), ("what", what), ("fee", _btc(view.fee_sats))])
+            return pairs([("txid", view.txid), ("what", what), ("fee", btc(view.fee_sats))])
         case s.LabelList():
             return _labels(view)
         case s.DescriptorsView():
             return Text(f"{clean(view.external)}\n{clean(view.internal)}")
         case s.SentView():
-            rows = [("txid", view.txid), ("amount", _btc(view.amount_sats)), ("fee", _btc(view.fee_sats))]
-            return _pairs(rows)
+            rows = [("txid", view.txid), ("amount", btc(view.amount_sats)), ("fee", btc(view.fee_sats))]
+            return pairs(rows)
         case s.PeerList():
             return _peers(view)
         case s.PeerView():
-            return _pairs([("node", view.node), ("address", view.address)])
+            return pairs([("node", view.node), ("address", view.address)])
         case s.ArbiterList():
             return _arbiters(view)
         case s.ArbiterView():
             return _arbiter(view)
         case _:
-            raise TypeError(f"there is no table for {type(view).__name__}")
-
-
-def clean(text: str) -> str:
-    """Text of a stranger without characters that could paint over the terminal; line breaks stay."""
-    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
+            return dispute_tables.render(view)
 
 
 def trade(view: s.TradeView) -> RenderableType:
@@ -97,43 +84,43 @@ def trade(view: s.TradeView) -> RenderableType:
     escrow = view.escrow
     rows: list[tuple[str, Cell]] = [
         ("id", view.id),
-        ("phase", _phase(view.phase)),
+        ("phase", phase(view.phase)),
         ("next", view.hint),
         ("you may", ", ".join(view.actions)),
         ("you", f"{'buy' if view.side == 'buy' else 'sell'} as {view.seat}"),
-        (f"you {give}", _btc(view.amount_sats)),
+        (f"you {give}", btc(view.amount_sats)),
         (f"you {get}", f"{view.volume} {view.currency} by {view.method}"),
         ("price", f"{view.price} {view.currency}"),
-        ("deposits", f"buyer {_btc(view.buyer_deposit_sats)}, seller {_btc(view.seller_deposit_sats)}"),
+        ("deposits", f"buyer {btc(view.buyer_deposit_sats)}, seller {btc(view.seller_deposit_sats)}"),
         ("peer", view.peer),
         ("arbiter", view.arbiter),
         ("backup arbiter", view.backup),
         ("ended", view.ending),
     ]
-    parts: list[RenderableType] = [_pairs(rows)]
+    parts: list[RenderableType] = [pairs(rows)]
     if view.peer_details:
         what = "Pay to" if view.side == "buy" else "The buyer pays from"
-        parts.append(_pairs(list(view.peer_details.items()), title=what))
+        parts.append(pairs(list(view.peer_details.items()), title=what))
     if view.payment_note:
-        parts.append(_pairs([("note", view.payment_note)]))
+        parts.append(pairs([("note", view.payment_note)]))
     if escrow.funding_txid is not None:
         parts.append(
-            _pairs(
+            pairs(
                 [
                     ("address", escrow.address),
-                    ("value", None if escrow.value_sats is None else _btc(escrow.value_sats)),
-                    ("funding", _tx(escrow.funding_txid, escrow.vout)),
-                    ("", _depth(escrow.funding_depth, view.confirmations_required)),
+                    ("value", None if escrow.value_sats is None else btc(escrow.value_sats)),
+                    ("funding", tx(escrow.funding_txid, escrow.vout)),
+                    ("", depth(escrow.funding_depth, view.confirmations_required)),
                     ("payout", escrow.payout_txid),
-                    ("", _depth(escrow.payout_depth, None) if escrow.payout_txid else None),
+                    ("", depth(escrow.payout_depth, None) if escrow.payout_txid else None),
                 ],
                 title=f"Escrow (type {escrow.type})",
             )
         )
     if view.steps:
-        steps = _table("when", "what", "phase", title="Steps")
+        steps = columns("when", "what", "phase", title="Steps")
         for step in view.steps:
-            _row(steps, _when(step.at), step.event, _phase(step.phase))
+            row(steps, when(step.at), step.event, phase(step.phase))
         parts.append(steps)
     return Group(*parts)
 
@@ -151,12 +138,12 @@ def _node(view: s.NodeView) -> RenderableType:
         ("chain", None if chain is None else _chain(chain)),
         ("open offers", str(view.open_offers)),
         ("open trades", str(view.open_trades)),
-        ("up", _span(view.uptime_seconds)),
+        ("up", span(view.uptime_seconds)),
         ("data directory", view.data_dir),
         ("API", view.api),
         ("version", f"{view.version} (process {view.pid})"),
     ]
-    return _pairs(rows)
+    return pairs(rows)
 
 
 def _chain(chain: s.ChainView) -> str:
@@ -167,11 +154,11 @@ def _chain(chain: s.ChainView) -> str:
 def _offers(page: s.OfferPage) -> RenderableType:
     if not page.offers:
         return Text("There are no such offers.")
-    table = _table(
+    table = columns(
         "id", "maker", "BTC", "price", "deposits", "methods", "arbiters", "expires", "", right=("BTC", "price")
     )
     for offer in page.offers:
-        _row(
+        row(
             table,
             offer.id[:SHORT],
             f"{offer.side}s",
@@ -180,7 +167,7 @@ def _offers(page: s.OfferPage) -> RenderableType:
             f"{format_percent(offer.buyer_deposit_ppm)} / {format_percent(offer.seller_deposit_ppm)}",
             ", ".join(offer.methods),
             str(len(offer.arbiters)),
-            _span(offer.expires - int(time.time())),
+            span(offer.expires - int(time.time())),
             f"yours, {offer.state}" if offer.mine else offer.state if offer.state != "open" else "",
         )
     if page.next is None:
@@ -205,33 +192,33 @@ def _offer(offer: s.OfferView) -> RenderableType:
         ("confirmations", f"{offer.confirmations} or more"),
         ("asks of takers", f"{offer.min_completed_trades} completed trades" if offer.min_completed_trades else None),
         ("terms", offer.terms),
-        ("made", _when(offer.created)),
-        ("expires", f"{_when(offer.expires)} (in {_span(offer.expires - int(time.time()))})"),
+        ("made", when(offer.created)),
+        ("expires", f"{when(offer.expires)} (in {span(offer.expires - int(time.time()))})"),
         ("stored on", None if offer.stored_on is None else f"{offer.stored_on} nodes"),
     ]
-    return _pairs(rows)
+    return pairs(rows)
 
 
 def _trades(found: s.TradeList) -> RenderableType:
     if not found.trades:
         return Text("There are no trades.")
-    table = _table("id", "you", "BTC", "for", "method", "phase", "next", right=("BTC", "for"))
+    table = columns("id", "you", "BTC", "for", "method", "phase", "next", right=("BTC", "for"))
     for view in found.trades:
-        _row(
+        row(
             table,
             view.id[:SHORT],
             f"{view.side} ({view.seat})",
             format_sats(view.amount_sats),
             f"{view.volume} {view.currency}",
             view.method,
-            _phase(view.phase),
+            phase(view.phase),
             view.hint,
         )
     return table
 
 
 def _balance(view: s.BalanceView) -> RenderableType:
-    table = _table("", "BTC", right=("BTC",))
+    table = columns("", "BTC", right=("BTC",))
     rows = (
         ("spendable", view.spendable_sats),
         ("confirmed", view.confirmed_sats),
@@ -244,61 +231,61 @@ def _balance(view: s.BalanceView) -> RenderableType:
     )
     for name, sats in rows:
         if sats or name == "spendable":
-            _row(table, name, format_sats(sats))
+            row(table, name, format_sats(sats))
     return table
 
 
 def _utxos(found: s.UtxoList) -> RenderableType:
     if not found.utxos:
         return Text("The wallet is empty.")
-    table = _table("coin", "BTC", "confirmations", "held", "label", right=("BTC", "confirmations"))
+    table = columns("coin", "BTC", "confirmations", "held", "label", right=("BTC", "confirmations"))
     for coin in found.utxos:
         held = f"by trade {coin.trade[:SHORT]}" if coin.trade else "frozen" if coin.frozen else ""
         place = f"{coin.txid}:{coin.vout}"
-        _row(table, place, format_sats(coin.value_sats), str(coin.confirmations), held, coin.label)
+        row(table, place, format_sats(coin.value_sats), str(coin.confirmations), held, coin.label)
     return table
 
 
 def _labels(found: s.LabelList) -> RenderableType:
     if not found.labels:
         return Text("There are no labels.")
-    table = _table("type", "of", "label", "")
+    table = columns("type", "of", "label", "")
     for label in found.labels:
-        _row(table, label.type, label.ref, label.label, "frozen" if label.spendable is False else "")
+        row(table, label.type, label.ref, label.label, "frozen" if label.spendable is False else "")
     return table
 
 
 def _history(view: s.HistoryView) -> RenderableType:
     if not view.entries:
         return Text("There are no transactions.")
-    table = _table("when", "txid", "BTC", "fee", "block", "label", right=("BTC", "fee", "block"))
+    table = columns("when", "txid", "BTC", "fee", "block", "label", right=("BTC", "fee", "block"))
     for entry in view.entries:
         fee = "" if entry.fee_sats is None else format_sats(entry.fee_sats)
         block = "waiting" if entry.height is None else str(entry.height)
-        _row(table, _when(entry.time), entry.txid, format_sats(entry.net_sats), fee, block, entry.label)
+        row(table, when(entry.time), entry.txid, format_sats(entry.net_sats), fee, block, entry.label)
     return table
 
 
 def _peers(found: s.PeerList) -> RenderableType:
     if not found.peers:
         return Text("No peers are known: add one with `p2pnode peer add`, or set node.seeds.")
-    table = _table("node", "address", "how", "seen", "round trip", right=("round trip",))
+    table = columns("node", "address", "how", "seen", "round trip", right=("round trip",))
     for peer in found.peers:
         way = {True: "channel, ours", False: "channel, theirs", None: "dht"}[peer.outgoing]
-        seen = "" if peer.last_seen is None else f"{_span(int(time.time()) - peer.last_seen)} ago"
+        seen = "" if peer.last_seen is None else f"{span(int(time.time()) - peer.last_seen)} ago"
         rtt = "" if peer.rtt_ms is None else f"{peer.rtt_ms} ms"
-        _row(table, peer.node or "", peer.address, way, seen, rtt)
+        row(table, peer.node or "", peer.address, way, seen, rtt)
     return table
 
 
 def _arbiters(found: s.ArbiterList) -> RenderableType:
     if not found.arbiters:
         return Text("No arbiters are known yet.")
-    table = _table(
+    table = columns(
         "arbiter", "fee", "up to BTC", "currencies", "methods", "languages", "answers in", right=("up to BTC",)
     )
     for one in found.arbiters:
-        _row(
+        row(
             table,
             one.persona + (" (you)" if one.mine else ""),
             _fee(one),
@@ -316,20 +303,20 @@ def _arbiter(one: s.ArbiterView) -> RenderableType:
         ("arbiter", one.persona),
         ("announcement", one.announcement),
         ("fee", _fee(one)),
-        ("up to", _btc(one.max_amount_sats)),
+        ("up to", btc(one.max_amount_sats)),
         ("currencies", ", ".join(one.currencies) or "any"),
         ("methods", ", ".join(one.methods) or "any"),
         ("languages", ", ".join(one.languages)),
         ("answers in", f"{one.response_blocks} blocks"),
         ("policy", one.policy),
-        ("bond", None if one.bond_sats is None else _btc(one.bond_sats)),
-        ("expires", _when(one.expires)),
+        ("bond", None if one.bond_sats is None else btc(one.bond_sats)),
+        ("expires", when(one.expires)),
     ]
-    return _pairs(rows)
+    return pairs(rows)
 
 
 def _fee(one: s.ArbiterView) -> str:
-    return f"{format_percent(one.fee_ppm)}, {_btc(one.fee_floor_sats)} to {_btc(one.fee_cap_sats)}"
+    return f"{format_percent(one.fee_ppm)}, {btc(one.fee_floor_sats)} to {btc(one.fee_cap_sats)}"
 
 
 def _range(offer: s.OfferView) -> str:
@@ -345,58 +332,3 @@ def _price(offer: s.OfferView) -> str:
     limit = offer.price_limit_minor_per_btc
     bound = "" if limit is None else f", limit {format_minor(limit, offer.currency)}"
     return f"{text} (market {sign}{format_percent(offer.margin_ppm)}{bound})"
-
-
-def _table(*columns: str, right: Iterable[str] = (), title: str | None = None) -> Table:
-    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    return table
-
-
-def _row(table: Table, *cells: Cell) -> None:
-    """Add a row; plain text becomes harmless on its way."""
-    table.add_row(*(cell if isinstance(cell, Text) else Text(clean(cell or "")) for cell in cells))
-
-
-def _pairs(rows: Sequence[tuple[str, Cell]], *, title: str | None = None) -> Table:
-    """Names and values below each other; rows without a value are left out."""
-    table = Table(box=None, show_header=False, title=title, title_justify="left", title_style="bold", pad_edge=False)
-    table.add_column(style="dim")
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        if value not in (None, ""):
-            _row(table, name, value)
-    return table
-
-
-def _phase(phase: str) -> Text:
-    return Text(clean(phase), style=_PHASE_STYLES.get(phase, "cyan"))
-
-
-def _btc(sats: int) -> str:
-    return f"{format_sats(sats)} BTC"
-
-
-def _tx(txid: str, vout: int | None) -> str:
-    return txid if vout is None else f"{txid}:{vout}"
-
-
-def _depth(depth: int | None, required: int | None) -> str:
-    if depth is None:
-        return "not seen on the chain yet"
-    of = f" of {required}" if required is not None and depth < required else ""
-    return "in the mempool" if depth == 0 else f"{depth}{of} confirmation{'s' if depth != 1 or of else ''}"
-
-
-def _when(unix: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix))
-
-
-def _span(seconds: int) -> str:
-    if seconds <= 0:
-        return "0 s"
-    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds // size} {unit}"
-    return f"{seconds} s"

@@ -1,0 +1,220 @@
+"""Settlements, disputes, extensions and chat of the user's own trades."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Callable
+from typing import Final
+
+from escrow.coins import txid_bytes, txid_text
+from p2pnode.api import dispute_schema as d
+from p2pnode.clock import Clock
+from p2pnode.engine import Engine, case_file
+from p2pnode.services.deadlines import deadline
+from p2pnode.services.dispute_views import (
+    BRANCHES,
+    IsHere,
+    claim_view,
+    line,
+    lines,
+    outcome_text,
+    proposal_values,
+    ruling_view,
+    talker,
+)
+from p2pnode.services.views import SIDE_NAMES, TradeViews, kebab
+from protocol import dispute_events as dv
+from protocol.bundle import Bundle, Conversation, build_bundle
+from protocol.contract import Contract
+from protocol.errors import IllegalTransition
+from protocol.identity import persona_text
+from protocol.messages import Claim, decode
+from protocol.outcome import cancelled_due
+from protocol.ruling import arbiter_of
+from protocol.trade import step
+from protocol.trade_events import Command
+from protocol.trade_state import Option, TradeState
+from protocol.types import Branch, Side
+from protocol.wire import parse_envelope
+
+_QUESTIONS: Final[tuple[tuple[str, Command], ...]] = (
+    ("open", dv.OpenDispute(Claim("", 0))),
+    ("evidence", dv.SendEvidence("")),
+    ("complete-ruling", dv.CompleteRuling()),
+    ("chat", dv.SendChat("")),
+    ("ask-time", dv.RequestExtension(1)),
+    ("give-time", dv.GrantExtension(1)),
+)
+"""What may be possible, and the command that asks the machine; it changes nothing."""
+
+
+class DisputeService:
+    """`api.services.Disputes` over the engine."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        views: TradeViews,
+        clock: Clock,
+        height: Callable[[], int],
+        here: IsHere = lambda _content: False,
+    ) -> None:
+        """`height` gives our best block, `here` tells whether an attachment's content is on this node."""
+        self._engine = engine
+        self._trades = engine.trades
+        self._views = views
+        self._clock = clock
+        self._height = height
+        self._here = here
+
+    async def show(self, trade: str) -> d.DisputeView:
+        """How a trade's settlements and dispute stand."""
+        return self._view(self._views.find(trade).state)
+
+    async def open(self, trade: str, request: d.DisputeRequest) -> d.DisputeView:
+        """Open a dispute, or answer the counterparty's. Raises IllegalTransition."""
+        return self._do(trade, dv.OpenDispute(Claim(request.text, request.buyer_share_ppm)))
+
+    async def evidence(self, trade: str, request: d.EvidenceRequest) -> d.DisputeView:
+        """Show something to the arbiter. Raises IllegalTransition."""
+        return self._do(trade, dv.SendEvidence(request.text))
+
+    async def chat(self, trade: str, request: d.ChatRequest) -> d.DisputeView:
+        """Write to the counterparty, or to the arbiter. Raises IllegalTransition."""
+        return self._do(trade, dv.WriteArbiter(request.text) if request.arbiter else dv.SendChat(request.text))
+
+    async def settle(self, trade: str, request: d.SettleRequest) -> d.DisputeView:
+        """Propose a settlement, or to cancel. Raises IllegalTransition."""
+        contract = _contract(self._views.find(trade).state)
+        due = cancelled_due(contract) if request.buyer_due_sats is None else request.buyer_due_sats
+        return self._do(trade, dv.ProposeSettlement(due, request.fee_rate_sats_per_kvb or contract.fees.payout))
+
+    async def accept(self, trade: str, request: d.AcceptRequest) -> d.DisputeView:
+        """Accept a settlement that the counterparty proposed. Raises IllegalTransition."""
+        return self._do(trade, dv.AcceptSettlement(txid_bytes(request.txid)))
+
+    async def extend(self, trade: str, request: d.ExtendRequest) -> d.DisputeView:
+        """Buyer: ask for more time to pay; seller: give it. Raises IllegalTransition."""
+        state = self._views.find(trade).state
+        asks = dv.RequestExtension(request.blocks, request.reason)
+        return self._do(trade, asks if state.buys else dv.GrantExtension(request.blocks))
+
+    async def complete(self, trade: str) -> d.DisputeView:
+        """Sign and broadcast what the arbiter ruled. Raises IllegalTransition."""
+        return self._do(trade, dv.CompleteRuling())
+
+    async def bundle(self, trade: str) -> d.BundleView:
+        """All that was said and signed, for anybody to verify. Raises IllegalTransition before there is a contract."""
+        state = self._views.find(trade).state
+        conversations = tuple(
+            Conversation(c.party, c.arbiter, self._engine.conversations.raws(c))
+            for c in self._engine.conversations.of_trade(state.trade_id, arbitrates=False)
+            if c.heads.sent or c.heads.received
+        )
+        data = build_bundle(Bundle(state.network, case_file(state, self._trades), (), conversations, ()))
+        return d.BundleView(trade=state.trade_id.hex(), size_bytes=len(data), bundle=b64encode(data).decode())
+
+    def _do(self, trade: str, command: Command) -> d.DisputeView:
+        trade_id = self._views.find(trade).state.trade_id
+        return self._view(self._engine.apply(trade_id, command))
+
+    # --- views ----------------------------------------------------------------------------------------------------
+
+    def _view(self, state: TradeState) -> d.DisputeView:
+        dispute = state.dispute
+        return d.DisputeView(
+            trade=state.trade_id.hex(),
+            phase=kebab(type(state.phase).__name__),
+            side=SIDE_NAMES[state.side],
+            disputed=dispute is not None,
+            own_claim=claim_view(None if dispute is None else dispute.own_claim),
+            peer_claim=claim_view(None if dispute is None else dispute.peer_claim),
+            bench=BRANCHES[state.bench],
+            arbiter=self._arbiter(state, Branch.MAIN),
+            backup=self._arbiter(state, Branch.BACKUP),
+            deadlines=self._deadlines(state),
+            proposals=tuple(self._proposal(state, option) for option in state.settlement.options),
+            outcome=outcome_text(state.payout.outcome, state.contract),
+            actions=_possible(state),
+            timeline=self._timeline(state),
+        )
+
+    def _arbiter(self, state: TradeState, branch: Branch) -> d.ArbiterStatusView | None:
+        terms = None if state.contract is None else arbiter_of(state.contract, branch)
+        if terms is None or state.contract is None:
+            return None
+        facts = None if state.dispute is None else state.dispute.arbiter(branch)
+        ruling = None if facts is None else facts.ruling
+        shown = None if ruling is None else ruling_view(ruling.raw, ruling.text, state.contract, state.network)
+        return d.ArbiterStatusView(
+            persona=persona_text(terms.persona),
+            answer="" if facts is None else facts.answer.name.lower(),
+            text="" if facts is None else facts.text,
+            promised_blocks=terms.response_blocks,
+            extended=facts is not None and facts.extended,
+            ruling=shown,
+            contradicted=facts is not None and facts.contradiction is not None,
+        )
+
+    def _deadlines(self, state: TradeState) -> tuple[d.DeadlineView, ...]:
+        tip, now = self._height(), self._clock.now()
+        timers = self._trades.timers(state.trade_id)
+        found = [(t.name, t.at_height) for t in timers if t.at_height is not None and t.name in ("payment", "arbiter")]
+        if state.dispute is not None and state.backup_from is not None:
+            found.append(("backup", state.backup_from))
+        return tuple(deadline(name, height, tip=tip, now=now) for name, height in found)
+
+    def _proposal(self, state: TradeState, option: Option) -> d.ProposalView:
+        contract = _contract(state)
+        buyer, seller = proposal_values(contract, state.network, option.outcome)
+        signers = [name for name, der in (("you", option.own_signature), ("peer", option.peer_signature)) if der]
+        return d.ProposalView(
+            txid=txid_text(option.txid),
+            by="both" if len(signers) == 2 else signers[0],
+            cancels=option.outcome.buyer_due == cancelled_due(contract),
+            buyer_sats=buyer,
+            seller_sats=seller,
+        )
+
+    def _timeline(self, state: TradeState) -> tuple[d.LineView, ...]:
+        trade = [
+            line(at, "you" if out else "peer", "peer" if out else "you", _payload(raw, state), self._here)
+            for out, raw, at in self._trades.transcript(state.trade_id)
+        ]
+        for conversation in self._engine.conversations.of_trade(state.trade_id, arbitrates=False):
+            for out, message, at in self._engine.conversations.messages(conversation):
+                trade.append(line(at, *talker(conversation, out=out), message.payload, self._here))
+        return lines(trade)
+
+
+def _payload(raw: bytes, state: TradeState) -> object:
+    return decode(parse_envelope(raw, state.network)).payload
+
+
+def _contract(state: TradeState) -> Contract:
+    if state.contract is None:
+        raise IllegalTransition("the trade has no contract yet")
+    return state.contract
+
+
+def _possible(state: TradeState) -> tuple[str, ...]:
+    """What the user may do now: the machine itself is asked, it changes nothing."""
+    questions = list(_QUESTIONS)
+    if state.contract is not None:
+        questions.append(("settle", dv.ProposeSettlement(_best_guess(state), state.contract.fees.payout)))
+    questions += [("accept", dv.AcceptSettlement(option.txid)) for option in state.settlement.options]
+    found: dict[str, None] = {}
+    for name, command in questions:
+        try:
+            step(state, command)
+        except IllegalTransition:
+            continue
+        found[name] = None
+    return tuple(found)
+
+
+def _best_guess(state: TradeState) -> int:
+    """A settlement that gives the peer all: if not even that can be proposed, nothing can."""
+    contract = _contract(state)
+    pot = contract.amount + contract.buyer_deposit + contract.seller_deposit
+    return 0 if state.side is Side.BUY else pot
