@@ -26,6 +26,7 @@ from p2pnode.datadir import DataDir
 from p2pnode.demo.cast import Cast
 from p2pnode.keystore import Keys
 from protocol import trade_events as ev
+from protocol.trade_state import TradeState
 from protocol.types import Network, Side
 from tests.crash.test_crash_everywhere import MOST_COMMITS, check, run
 from tests.crash.test_kill9 import cast as cast  # noqa: PLC0414 - a fixture
@@ -133,9 +134,11 @@ async def test_backup_that_is_one_step_old_completes_a_funded_trade(tmp_path: Pa
         file = folder / f"{node.name}.db"
         node.database.dies_at = node.database.commits + number + (1 if victim == "maker" else 0)
         copies: list[tuple[str, bytes]] = []
-        node.engine.subscribe(
-            lambda state, copies=copies, file=file: copies.append((type(state.phase).__name__, backup.snapshot(file)))
-        )
+
+        def copy(state: TradeState, copies: list[tuple[str, bytes]] = copies, file: Path = file) -> None:
+            copies.append((type(state.phase).__name__, backup.snapshot(file)))
+
+        node.engine.subscribe(copy)
         lost: list[str] = []
         bury = node.buried
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,10 @@ def escrows(node: TwinNode) -> TradeEscrows:
     return TradeEscrows(node.engine.trades)
 
 
+def is_locked(node: TwinNode) -> bool:
+    return escrows(node).locked().value > 0
+
+
 @pytest.mark.parametrize("side", list(Side))
 async def test_an_escrow_counts_from_the_mempool_until_it_is_spent(tmp_path: Path, side: Side) -> None:
     world = World(tmp_path, side)
@@ -28,7 +33,7 @@ async def test_an_escrow_counts_from_the_mempool_until_it_is_spent(tmp_path: Pat
             trade = node.trade
             assert trade is not None
             assert trade.facts is not None
-            await world.until(lambda node=node: escrows(node).locked().value > 0, "seen")
+            await world.until(partial(is_locked, node), "seen")
             assert escrows(node).locked() == Locked(trade.facts.escrow_value, own)
             assert trade.facts.escrow_value >= 1_200_000
             assert escrows(node).fee_of(trade.facts.funding_txid) == trade.facts.funding_fee
