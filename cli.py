@@ -13,6 +13,7 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+from p2pnode.console.dispute_parser import NAMES as DISPUTE_VERBS
 from p2pnode.console.parser import build_parser
 
 if TYPE_CHECKING:
@@ -249,6 +250,13 @@ def trade_psbt(args: argparse.Namespace) -> int:
         psbt.write_out(view, Path(args.out))
     psbt.show(view, as_json=_json(args))
     return 0
+
+
+def dispute(args: argparse.Namespace) -> int:
+    """`p2pnode dispute ...`, `p2pnode trade chat`, `p2pnode trade extend`."""
+    from p2pnode.console.disputing import act
+
+    return act(args, _ask, _sure)
 
 
 # --- wallet, peers, arbiters ---------------------------------------------------------------------------------------
@@ -493,6 +501,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "peer add": peer_add,
     "arbiter announce": arbiter_announce,
     "arbiter list": arbiter_list,
+    **dict.fromkeys(DISPUTE_VERBS, dispute),
 }
 
 if __name__ == "__main__":

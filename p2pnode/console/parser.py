@@ -10,6 +10,8 @@ import argparse
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
+from p2pnode.console.dispute_parser import dispute_verbs, talk_verbs
+
 EXIT_CODES: Final = """\
 exit codes:
   0    done
@@ -317,6 +319,8 @@ def _trade_verbs(top: _Verbs) -> None:
     _trade_id(cancel)
     cancel.add_argument("--reason", default="", metavar="TEXT", help="a line for the counterparty")
     _psbt_verb(verbs)
+    talk_verbs(verbs, _typed)
+    dispute_verbs(top.group("dispute", "Settle, or ask an arbiter; decide as one; verify."), _typed, _yes)
 
 
 def _psbt_verb(verbs: _Verbs) -> None:

@@ -125,9 +125,9 @@ def _said(payload: object) -> tuple[str, str, Sequence[Attachment]] | None:
         case Evidence(text, attachments):
             return "evidence", text, attachments
         case Disputed(claim):
-            return "disputed", _claimed(claim), ()
+            return "disputed", claim_text(claim), ()
         case CaseOpening(claim=claim):
-            return "claim", _claimed(claim), ()
+            return "claim", claim_text(claim), ()
         case Proposal(buyer_due):
             return "proposal", f"{format_sats(buyer_due)} of amount and deposits to the buyer", ()
         case Agreed():
@@ -155,7 +155,8 @@ def _announced(payload: object) -> tuple[str, str] | None:
             return None
 
 
-def _claimed(claim: Claim) -> str:
+def claim_text(claim: Claim) -> str:
+    """A claim in one line."""
     return f"{claim.text} (asks {claim.buyer_share / 10_000:g}% of the amount for the buyer)"
 
 
