@@ -183,7 +183,7 @@ def read(path: Path) -> KeystoreFile:
         raise DataCorrupt(damaged)
     try:
         file = msgspec.json.decode(raw, type=KeystoreFile)
-    except msgspec.MsgspecError as e:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as e:
         raise DataCorrupt(damaged) from e
     if file.checksum != _checksum(file):
         raise DataCorrupt(damaged)
