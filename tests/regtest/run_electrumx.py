@@ -35,7 +35,7 @@ class SQLite(storage.Storage):  # type: ignore[misc]  # it comes without types
     def get(self, key: bytes) -> bytes | None:
         with self.lock:
             row = self.db.execute("SELECT v FROM kv WHERE k=?", (key,)).fetchone()
-        return row and row[0]
+        return bytes(row[0]) if row else None
 
     def put(self, key: bytes, value: bytes) -> None:
         with self.lock:
