@@ -18,7 +18,7 @@ from tests.regtest.chain_support import backend_on
 from tests.regtest.electrumx_node import ElectrumX, electrumx_on
 
 ELECTRUMX = find_spec("electrumx") is not None
-"""ElectrumX comes as source only, so it is not among the locked packages: `.venv/bin/pip install e-x` adds its tests."""
+"""ElectrumX comes as source only and is not among the locked packages: `.venv/bin/pip install e-x` adds its tests."""
 KINDS = ("bitcoind", "cbf", "electrum") if ELECTRUMX else ("bitcoind", "cbf")
 
 
