@@ -121,7 +121,13 @@ def demo(args: argparse.Namespace) -> int:
     """`p2pnode demo`."""
     from p2pnode.demo import main as play
 
-    return play(as_json=_json(args), keep=args.keep, escrow_type=args.escrow_type, single=args.single)
+    return play(
+        as_json=_json(args),
+        keep=args.keep,
+        escrow_type=args.escrow_type,
+        single=args.single,
+        dispute=args.dispute,
+    )
 
 
 def stop(args: argparse.Namespace) -> int:

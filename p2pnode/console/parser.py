@@ -199,6 +199,7 @@ def _node_verbs(verbs: _Verbs) -> None:
     demo.add_argument(
         "--escrow-type", type=int, choices=(1, 2), default=2, help="1: 2-of-3; 2: with a backup arbiter (2)"
     )
+    demo.add_argument("--dispute", action="store_true", help="trades that go wrong, each to its end on the chain")
     demo.add_argument("--single", action="store_true", help="no deposits: the seller funds the escrow alone")
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from p2pnode.demo.cast import Cast
+    from p2pnode.demo.disputes import DisputeReport
     from p2pnode.demo.play import Script
     from p2pnode.demo.report import Report
 
@@ -39,22 +40,30 @@ _FILE_WIDTH: Final = 120
 _FOLDER: Final = "p2pnode-demo-"
 
 
-def main(*, as_json: bool = False, keep: bool = False, escrow_type: Literal[1, 2] = 2, single: bool = False) -> int:
+def main(
+    *,
+    as_json: bool = False,
+    keep: bool = False,
+    escrow_type: Literal[1, 2] = 2,
+    single: bool = False,
+    dispute: bool = False,
+) -> int:
     """Run the demo and return the exit code.
 
     `as_json` prints one document instead of tables, `keep` leaves all nodes running, `single` is a trade without
-    deposits that the seller funds alone. Raises BitcoindMissing.
+    deposits that the seller funds alone, `dispute` plays trades that go wrong instead. Raises BitcoindMissing.
     """
     from rich.console import Console
 
+    from p2pnode.demo.disputes import DisputeReport
     from p2pnode.demo.play import Script
-    from p2pnode.demo.show import show, show_next
+    from p2pnode.demo.show import show, show_disputes, show_next
 
     # With --json, stdout is for the document alone; who watches a terminal still sees the steps.
     shown = (sys.stderr if as_json else sys.stdout).isatty()
     # In a file or a pipe nothing needs to be folded.
     console = Console(stderr=as_json, quiet=as_json and not shown, width=None if shown else _FILE_WIDTH)
-    script = Script(escrow_type=escrow_type, single=single)
+    script = None if dispute else Script(escrow_type=escrow_type, single=single)
     binary = find_bitcoind()
     folder = Path(tempfile.mkdtemp(prefix=_FOLDER))
     # Where something went wrong, the logs that tell why are in there.
@@ -74,14 +83,18 @@ def main(*, as_json: bool = False, keep: bool = False, escrow_type: Literal[1, 2
             shutil.rmtree(folder, ignore_errors=True)
     if as_json:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n")
+    elif isinstance(report, DisputeReport):
+        show_disputes(console, report)
     else:
         show(console, report)
-    if keep:
-        show_next(console, report)
+        if keep:
+            show_next(console, report)
     return 0
 
 
-async def _run(folder: Path, binary: Path, script: Script, console: Console, *, keep: bool) -> Report:
+async def _run(
+    folder: Path, binary: Path, script: Script | None, console: Console, *, keep: bool
+) -> Report | DisputeReport:
     from p2pnode.demo.cast import Cast
 
     cast = Cast(folder, binary, keep=keep)
@@ -96,14 +109,19 @@ async def _run(folder: Path, binary: Path, script: Script, console: Console, *, 
         await cast.close()
 
 
-async def _perform(cast: Cast, script: Script, console: Console) -> Report:
+async def _perform(cast: Cast, script: Script | None, console: Console) -> Report | DisputeReport:
+    from p2pnode.demo.disputes import DisputePlay
     from p2pnode.demo.play import Play
     from p2pnode.demo.report import make_report
     from p2pnode.demo.steps import Steps
 
     steps = Steps(console)
-    played = await Play(cast, script, steps).perform()
-    report = await make_report(cast, script, played, steps.done)
+    report: Report | DisputeReport
+    if script is None:
+        report = await DisputePlay(cast, steps).disputes()
+    else:
+        played = await Play(cast, script, steps).perform()
+        report = await make_report(cast, script, played, steps.done)
     if not cast.keep:
         with steps.step("stop all nodes"):
             await cast.stop()

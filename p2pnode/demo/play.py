@@ -41,6 +41,8 @@ class Script(Struct, frozen=True):
     escrow_type: Literal[1, 2] = 2
     single: bool = False
     """Zero deposits: the seller funds alone."""
+    purse: int = PURSE
+    """Satoshis that each trader starts with."""
 
     @property
     def deposit_ppm(self) -> int:
@@ -113,11 +115,11 @@ class Play:
         with steps.step("fund the wallets") as step:
             for trader in cast.traders:
                 address = (await trader.ask(trader.api.address("demo"), "gives no address")).address
-                await cast.bitcoind.fund(address, PURSE, confirmations=0)
+                await cast.bitcoind.fund(address, self._script.purse, confirmations=0)
             with steps.mining():
                 await cast.bitcoind.mine()
             await together(*(self._funded(trader) for trader in cast.traders))
-            step.note = f"{PURSE:,} sat each"
+            step.note = f"{self._script.purse:,} sat each"
 
     async def _publish(self) -> s.OfferView:
         cast, script = self._cast, self._script
@@ -216,7 +218,7 @@ class Play:
 
     async def _funded(self, trader: Daemon) -> None:
         async def look() -> bool | None:
-            return True if (await trader.api.balance()).spendable_sats >= PURSE else None
+            return True if (await trader.api.balance()).spendable_sats >= self._script.purse else None
 
         await self._poll(trader, look, "does not see its coins")
 

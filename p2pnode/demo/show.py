@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from p2pnode.demo.disputes import DisputeReport
 from p2pnode.demo.onchain import Escrow
 from p2pnode.demo.play import METHOD
 from p2pnode.demo.report import Report
@@ -28,6 +29,24 @@ def show(console: Console, report: Report) -> None:
     for table in parts:
         console.print()
         console.print(table)
+
+
+def show_disputes(console: Console, report: DisputeReport) -> None:
+    """Print how each dispute ended."""
+    title = f"Disputes over {report.amount_sats:,} sat, with deposits of {report.deposit_sats:,} sat each"
+    names = ("", "ended", "buyer gets", "seller gets", "arbiter", "miners", "signed by", "messages", "blocks", "ms")
+    table = _table(title, *names, right=(2, 3, 4, 5, 7, 8, 9))
+    for scene in report.scenes:
+        gets = (scene.buyer_sats, scene.seller_sats, scene.arbiter_sats, scene.miners_sats)
+        signed = " + ".join(scene.signed_by) + (" (backup)" if scene.branch == "backup" else "")
+        counts = (str(scene.messages), str(scene.blocks), f"{scene.ms:,.0f}")
+        table.add_row(scene.name, scene.outcome, *(f"{value:,}" for value in gets), signed, *counts)
+    console.print()
+    console.print(table)
+    console.print(
+        "Messages: those beyond evidence, from opening to payout. Blocks: mined meanwhile. ms: without mining.\n"
+        "After each, wallets and chain agreed to the satoshi, and the arbiter had exactly the contract's fee."
+    )
 
 
 def show_next(console: Console, report: Report) -> None:

@@ -80,7 +80,7 @@ def outcome_text(outcome: Outcome | None, contract: Contract | None) -> str:
         case SettlementOutcome(due):
             if contract is not None and due == cancelled_due(contract):
                 return "cancelled by both"
-            return f"settled: {format_sats(due)} of amount and deposits to the buyer"
+            return f"settled: {format_sats(due)} BTC of amount and deposits to the buyer"
         case RulingOutcome(branch, share, forfeit):
             lost = f", {forfeit / 10_000:g}% of the loser's deposit forfeited" if forfeit else ""
             return f"ruled by the {ARBITERS[branch]}: {share / 10_000:g}% of the amount to the buyer{lost}"
@@ -129,7 +129,7 @@ def _said(payload: object) -> tuple[str, str, Sequence[Attachment]] | None:
         case CaseOpening(claim=claim):
             return "claim", claim_text(claim), ()
         case Proposal(buyer_due):
-            return "proposal", f"{format_sats(buyer_due)} of amount and deposits to the buyer", ()
+            return "proposal", f"{format_sats(buyer_due)} BTC of amount and deposits to the buyer", ()
         case Agreed():
             return "agreed", "", ()
         case _:
