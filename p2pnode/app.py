@@ -30,6 +30,7 @@ from escrow.wallet.base import Wallet
 from p2pnode.api.server import ApiServer
 from p2pnode.api.services import Services
 from p2pnode.arbiters import ArbiterDirectory
+from p2pnode.attachments import ATTACHMENT_SERVICE, AttachmentService, AttachmentStore, Fetcher, ask_for_file
 from p2pnode.backends import make_backend, make_wallet
 from p2pnode.booksync import BOOK_SERVICE, BookSync
 from p2pnode.cases.desk import CaseDesk
@@ -89,12 +90,13 @@ from p2pnode.services.views import TradeViews
 from p2pnode.services.wallet import CoinService, TradeEscrows
 from p2pnode.taking import Taking
 from p2pnode.tradestore import TradeStore
+from protocol.attachment import PART_BYTES
 from protocol.contact import Address
 from protocol.contract import Contract
 from protocol.errors import P2PError
 from protocol.relay import RELAY_SERVICE
 from protocol.types import Network
-from protocol.wire import MAX_ENVELOPE, Envelope
+from protocol.wire import MAX_ENVELOPE, Envelope, Kind
 
 if TYPE_CHECKING:
     from p2pnode.discovery import Discovery
@@ -171,6 +173,7 @@ class App:
             self._parts.push_async_callback(wallet.close)
             await wallet.start()
 
+        files = AttachmentStore(database, self.keyring.node.seed)
         # Bound late: what answers is made of parts that need the channels themselves.
         services: dict[int, AnyService] = {
             RELAY_SERVICE: PipeService(self._relayed),
@@ -178,6 +181,10 @@ class App:
         }
         if backend is not None:
             services[DELIVER_SERVICE] = Service(self._deliver, request_bytes=MAX_ENVELOPE, reply_bytes=0)
+            attached = AttachmentService(files, self.keyring.owns, network)
+            services[ATTACHMENT_SERVICE] = Service(
+                attached.answer, request_bytes=Kind.FETCH.limit, reply_bytes=PART_BYTES
+            )
         channels = Channels(
             self.keyring.node, network, services, limits=_channel_limits(config), clock=clock, dial=_dialer(config)
         )
@@ -228,6 +235,18 @@ class App:
             watch, engine, executor, delivery, reconciler, taking = self._trading(
                 trades, backend, wallet, channels, contacts, own_contact
             )
+            engine.files = files
+            fetcher = Fetcher(
+                files,
+                contacts,
+                partial(ask_for_file, channels),
+                self.keyring.persona_key,
+                self.notices,
+                network,
+                clock,
+            )
+            engine.subscribe(lambda _state: fetcher.kick())
+            channels.subscribe(lambda _peer: fetcher.kick())
             if arbitrates:
                 self.desk = CaseDesk(
                     trades,
@@ -241,12 +260,14 @@ class App:
                     clock,
                 )
                 self.desk.kick_on(delivery.kick)
+                self.desk.intake.files = files
+                self.desk.engine.subscribe(lambda _state: fetcher.kick())
                 self._intake.cases = self.desk.intake
             views = TradeViews(trades, network, _describe_escrow)
             trade_service = TradeService(engine, views)
-            disputes = DisputeService(engine, views, clock, lambda: watch.height)
+            disputes = DisputeService(engine, views, clock, lambda: watch.height, files)
             if self.desk is not None:
-                cases = CaseService(self.desk, engine.conversations, wallet, clock)
+                cases = CaseService(self.desk, engine.conversations, wallet, clock, files)
             offers = OfferService(
                 self.own,
                 self.book,
@@ -284,6 +305,8 @@ class App:
             delivery.start()
             reconciler.start()
             mailbox.start()
+            self._parts.push_async_callback(fetcher.close)
+            fetcher.start()
             if self.desk is not None:
                 self._parts.push_async_callback(self.desk.close)
                 await self.desk.start()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from base64 import b64encode
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -167,10 +168,20 @@ class Client:
         request = d.DisputeRequest(text=text, buyer_share_ppm=buyer_share_ppm)
         return await self._write("POST", f"/trades/{_id(trade)}/dispute", d.DisputeView, request)
 
-    async def dispute_evidence(self, trade: str, text: str) -> d.DisputeView:
+    async def dispute_evidence(self, trade: str, text: str, files: Sequence[d.FileRef] = ()) -> d.DisputeView:
         """Show something to the arbiter."""
         path = f"/trades/{_id(trade)}/dispute/evidence"
-        return await self._write("POST", path, d.DisputeView, d.EvidenceRequest(text=text))
+        request = d.EvidenceRequest(text=text, attachments=tuple(files))
+        return await self._write("POST", path, d.DisputeView, request)
+
+    async def file_upload(self, name: str, data: bytes) -> d.AttachmentView:
+        """Keep a file, to be shown."""
+        request = d.FileUpload(name=name, data=b64encode(data).decode())
+        return await self._write("POST", "/files", d.AttachmentView, request)
+
+    async def file(self, content: str) -> d.FileData:
+        """The bytes of a file that was shown."""
+        return await self._get(f"/files/{_id(content)}", d.FileData)
 
     async def dispute_complete(self, trade: str) -> d.DisputeView:
         """Complete what the arbiter ruled."""
@@ -180,9 +191,11 @@ class Client:
         """All that was said and signed."""
         return await self._get(f"/trades/{_id(trade)}/dispute/bundle", d.BundleView)
 
-    async def trade_chat(self, trade: str, text: str, *, arbiter: bool = False) -> d.DisputeView:
+    async def trade_chat(
+        self, trade: str, text: str, *, arbiter: bool = False, files: Sequence[d.FileRef] = ()
+    ) -> d.DisputeView:
         """Write to the counterparty, or to the arbiter."""
-        request = d.ChatRequest(text=text, arbiter=arbiter)
+        request = d.ChatRequest(text=text, arbiter=arbiter, attachments=tuple(files))
         return await self._write("POST", f"/trades/{_id(trade)}/chat", d.DisputeView, request)
 
     async def trade_settle(self, trade: str, request: d.SettleRequest) -> d.DisputeView:

@@ -17,11 +17,12 @@ from p2pnode.clock import Clock
 from p2pnode.conversations import Conversation, Conversations
 from p2pnode.notices import Notices
 from p2pnode.tradestore import Heads, OutgoingMessage, Timer, TradeStore
-from protocol.case_messages import CaseFile, CaseOpening, CasePayload
+from protocol.attachment import Attachment
+from protocol.case_messages import CaseFile, CaseOpening, CasePayload, Evidence
 from protocol.dispute_events import OpenCase, SendToArbiter
 from protocol.errors import IllegalTransition
 from protocol.identity import SigningKey
-from protocol.messages import Claim, Header, Message, Payload, encode
+from protocol.messages import AttachmentOffer, Claim, Header, Message, Payload, encode
 from protocol.trade import step
 from protocol.trade_events import (
     DeferredEffect,
@@ -49,6 +50,18 @@ class Keys(Protocol):
 
     def persona_key(self, persona: bytes) -> SigningKey:
         """The signing key of one of our personas. Raises NotFound."""
+        ...
+
+
+class Files(Protocol):
+    """What the engine tells of files; the calls join the transaction that is open."""
+
+    def show_to(self, content: bytes, persona: bytes) -> None:
+        """We have shown a content to a persona."""
+        ...
+
+    def want(self, attachment: Attachment, persona: bytes, own: bytes) -> None:
+        """A persona has shown a file to our persona `own`."""
         ...
 
 
@@ -97,6 +110,8 @@ class Engine:
         self._clock = clock
         self._height = height
         self._listeners: list[Listener] = []
+        self.files: Files | None = None
+        """Takes note of files that are shown, by us and to us; set it before anything is sent or received."""
 
     def subscribe(self, listener: Listener) -> None:
         """Call `listener` with the new state after each commit."""
@@ -122,7 +137,7 @@ class Engine:
             state, effects = step(stored.state if stored else None, event)
             heads = stored.heads if stored else Heads()
             if received is not None:
-                heads = self._record_received(trade_id, heads, received, now)
+                heads = self._record_received(state, heads, received, now)
             if heard is not None:
                 self.conversations.record_received(*heard, now)
             if state.contract is not None and (stored is None or stored.state.contract is None):
@@ -184,6 +199,9 @@ class Engine:
         if conversation is None:
             raise IllegalTransition("the contract names no such arbiter")
         self.conversations.send(conversation, payload, now)
+        if self.files is not None and isinstance(payload, Evidence):
+            for attachment in payload.attachments:
+                self.files.show_to(attachment.content, conversation.other)
 
     def _opening(self, state: TradeState, claim: Claim, branch: Branch) -> CaseOpening:
         """What an arbiter needs, made of what is recorded. Raises IllegalTransition."""
@@ -191,9 +209,12 @@ class Engine:
         height = state.funding.height or self._height()
         return CaseOpening(case_file(state, self.trades), claim, height, self._contact().raw, declined)
 
-    def _record_received(self, trade_id: bytes, heads: Heads, message: Message, now: int) -> Heads:
+    def _record_received(self, state: TradeState, heads: Heads, message: Message, now: int) -> Heads:
+        trade_id = state.trade_id
         envelope = message.envelope
         self.trades.add_message(trade_id, heads.received, envelope.id, envelope.raw, now, out=False)
+        if self.files is not None and isinstance(message.payload, AttachmentOffer):
+            self.files.want(message.payload.attachment, envelope.signer, own_persona(state))
         return replace(heads, received=heads.received + 1, received_head=envelope.id)
 
     def _record_message(self, state: TradeState, heads: Heads, payload: Payload, now: int) -> Heads:
@@ -203,4 +224,6 @@ class Engine:
         self.trades.add_message(state.trade_id, heads.sent, envelope.id, envelope.raw, now, out=True)
         message = OutgoingMessage(envelope.id, heads.sent, state.trade_id, state.peer, envelope.raw)
         self.trades.queue_message(message, now)
+        if self.files is not None and isinstance(payload, AttachmentOffer):
+            self.files.show_to(payload.attachment.content, state.peer)
         return replace(heads, sent=heads.sent + 1, sent_head=envelope.id)

@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal, get_args
 from msgspec import Meta, Struct
 
 from protocol.errors import PeerViolation, UserError
-from protocol.types import Hash32
+from protocol.types import Hash32, PersonaId
 from protocol.wire import digest
 
 MAX_ATTACHMENT: Final = 4_000_000
@@ -28,6 +28,10 @@ _NAME: Final = r"\A[\w\-()\[\]+,@&'][\w\-()\[\]+,@&'. ]{0,79}\Z"
 FileName = Annotated[str, Meta(pattern=_NAME, max_length=80)]
 
 _TEXT_CONTROLS: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+
+
+PART_BYTES: Final = 60_000
+"""A content travels in parts of so many bytes; the last may be shorter."""
 
 
 class BadAttachment(PeerViolation):
@@ -49,6 +53,22 @@ class Attachment(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tru
     size: Annotated[int, Meta(ge=1, le=MAX_ATTACHMENT)]
     media: MediaType
     name: FileName
+
+
+class Fetch(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Asks `owner` for one part of a content that it has shown to the signer.
+
+    It names the owner, so a node that gets it can't use it to ask another.
+    """
+
+    owner: PersonaId
+    content: Hash32
+    part: Annotated[int, Meta(ge=0, le=MAX_ATTACHMENT // PART_BYTES)]
+
+
+def parts_of(size: int) -> int:
+    """How many parts a content of `size` bytes has."""
+    return -(-size // PART_BYTES)
 
 
 def content_hash(data: bytes) -> bytes:

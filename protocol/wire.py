@@ -58,6 +58,7 @@ class Kind(IntEnum):
     EXTENSION_REQUEST = 39
     CHAT = 41
     ATTACHMENT = 43
+    FETCH = 46
     CASE_OPENING = 48
     CASE_ACCEPTED = 50
     CASE_DECLINED = 52
@@ -97,6 +98,7 @@ _LIMITS: Final[dict[Kind, int]] = {
     Kind.EXTENSION_REQUEST: 10_240,
     Kind.CHAT: 10_240,
     Kind.ATTACHMENT: 4_096,
+    Kind.FETCH: 512,
     Kind.CASE_OPENING: 1_000_000,
     Kind.CASE_ACCEPTED: 32_768,
     Kind.CASE_DECLINED: 10_240,

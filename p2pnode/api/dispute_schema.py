@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from p2pnode.api.schema import Request, Response, SideName, TxidText
+from protocol.attachment import MAX_ATTACHMENT, MAX_ATTACHMENTS
 from protocol.types import Blocks, FeeRate, Ppm, Sats, Terms, UnixTime
 
 BranchName = Literal["main", "backup"]
@@ -27,6 +28,16 @@ ReasonName = Literal[
     "other",
 ]
 Line = Annotated[str, Meta(min_length=1, max_length=2_000)]
+
+
+class FileRef(Request, frozen=True, kw_only=True):
+    """A file that was uploaded: its content, and the name to show it by."""
+
+    content: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+    name: Annotated[str, Meta(min_length=1, max_length=200)]
+
+
+Files = Annotated[tuple[FileRef, ...], Meta(max_length=MAX_ATTACHMENTS)]
 
 
 class DeadlineView(Response, frozen=True, kw_only=True):
@@ -133,7 +144,23 @@ class EvidenceRequest(Request, frozen=True, kw_only=True):
     """Something for the arbiter. `attachments` are contents that were uploaded before."""
 
     text: Line
-    attachments: Annotated[tuple[Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")], ...], Meta(max_length=16)] = ()
+    attachments: Files = ()
+
+
+class FileUpload(Request, frozen=True, kw_only=True):
+    """A file to show: PNG, JPEG, WebP, PDF or plain text, its bytes in base64."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=200)]
+    data: Annotated[str, Meta(min_length=4, max_length=MAX_ATTACHMENT * 4 // 3 + 8)]
+
+
+class FileData(Response, frozen=True, kw_only=True):
+    """The bytes of a file that is on this node, in base64."""
+
+    content: str
+    size_bytes: int
+    media: str
+    data: str
 
 
 class ChatRequest(Request, frozen=True, kw_only=True):
@@ -141,6 +168,7 @@ class ChatRequest(Request, frozen=True, kw_only=True):
 
     text: Line
     arbiter: bool = False
+    attachments: Files = ()
 
 
 class SettleRequest(Request, frozen=True, kw_only=True):

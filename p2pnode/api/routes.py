@@ -18,6 +18,9 @@ from p2pnode.api.services import Cases, Disputes, Offers, RoleMissing, Services,
 from protocol.types import CurrencyCode, MethodCode
 
 PREFIX: Final = "/api/v1"
+BODY_LIMIT: Final = 128 * 1024
+"""Bytes of the largest request, but for files."""
+FILE_LIMIT: Final = 6 * 1024 * 1024
 
 Q = TypeVar("Q", bound=s.Request)
 B = TypeVar("B", bound=s.Request)
@@ -118,6 +121,8 @@ class Route(Struct, frozen=True, kw_only=True):
     query: type[s.Request]
     body: type[s.Request] | None
     status: int
+    limit: int = BODY_LIMIT
+    """Bytes of the largest body."""
 
     @property
     def writes(self) -> bool:
@@ -135,6 +140,7 @@ def _route(
     query: type[Q],
     body: type[B],
     status: int = 200,
+    limit: int = BODY_LIMIT,
 ) -> Route:
     method, _, path = place.partition(" ")
     has_body = body is not s.Empty or method == "POST"
@@ -148,6 +154,7 @@ def _route(
         query=query,
         body=body if has_body else None,
         status=status,
+        limit=limit,
     )
 
 
@@ -170,8 +177,10 @@ def _do(
     answer: type[s.Response],
     body: type[B],
     status: int = 200,
+    *,
+    limit: int = BODY_LIMIT,
 ) -> Route:
-    return _route(place, name, summary, call, answer, query=NoQuery, body=body, status=status)
+    return _route(place, name, summary, call, answer, query=NoQuery, body=body, status=status, limit=limit)
 
 
 async def _info(ask: Ask[NoQuery, s.Empty]) -> s.NodeView:
@@ -236,6 +245,10 @@ ROUTES: Final[tuple[Route, ...]] = (
         lambda ask: ask.disputes.accept(ask.item, ask.body), d.DisputeView, d.AcceptRequest),
     _do("POST /trades/{id}/extend", "trade_extend", "Buyer: ask for more time to pay; seller: give it",
         lambda ask: ask.disputes.extend(ask.item, ask.body), d.DisputeView, d.ExtendRequest),
+    _do("POST /files", "file_upload", "Keep a file, to be shown to a counterparty or an arbiter",
+        lambda ask: ask.disputes.upload(ask.body), d.AttachmentView, d.FileUpload, 201, limit=FILE_LIMIT),
+    _get("/files/{id}", "file", "The bytes of a file that was shown",
+         lambda ask: ask.disputes.file(ask.item), d.FileData, NoQuery),
     _get("/cases", "cases", "The arbiter's queue, those first that wait longest",
          lambda ask: ask.cases.list(open_only=ask.query.open), d.CaseList, TradeQuery),
     _get("/cases/{id}", "case", "A case with all that was said",

@@ -37,14 +37,13 @@ from p2pnode.api.errors import (
     status_of,
 )
 from p2pnode.api.idempotent import Answer, Once
-from p2pnode.api.routes import PREFIX, ROUTES, Ask, EventQuery, Route, check_id
+from p2pnode.api.routes import BODY_LIMIT, PREFIX, ROUTES, Ask, EventQuery, Route, check_id
 from p2pnode.api.schema import Empty, OfferDraft, OfferEdit, Request, TakeRequest
 from p2pnode.api.services import Services
 from p2pnode.config import ApiConfig
 from p2pnode.datadir import DataDir
 from protocol.errors import P2PError
 
-BODY_LIMIT: Final = 128 * 1024
 MAX_STREAMS: Final = 16
 """WebSockets at a time."""
 WRITE_SECONDS: Final = 5.0
@@ -172,7 +171,7 @@ class ApiServer:
         async def handle(request: web.Request) -> web.Response:
             query = parse_query(request, route.query)
             item = _parse_id(request.match_info.get("id", ""))
-            raw = await request.read()
+            raw = await request.clone(client_max_size=route.limit).read()
             body = _parse_body(request, raw, route.body)
             _protect(body)
             ask: Ask[Any, Any] = Ask(self._services, item, query, body, until=self._until, url=self.url)

@@ -244,6 +244,14 @@ class Disputes(Protocol):
         """All that was said and signed. Raises IllegalTransition before there is a contract."""
         ...
 
+    async def upload(self, request: d.FileUpload) -> d.AttachmentView:
+        """Keep a file, to be shown. Raises NotAttachable."""
+        ...
+
+    async def file(self, content: str) -> d.FileData:
+        """A file that is here, by its content's hash. Raises NotFound."""
+        ...
+
 
 class Cases(Protocol):
     """The arbiter's desk."""

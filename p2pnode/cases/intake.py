@@ -16,6 +16,7 @@ from p2pnode.clock import Clock
 from p2pnode.contacts import Contacts
 from p2pnode.contracting import derive
 from p2pnode.conversations import Conversation
+from p2pnode.engine import Files
 from p2pnode.intake import OutOfOrder, WrongTime, check_link
 from p2pnode.tradestore import TradeStore
 from protocol.announcement import Announcement
@@ -80,6 +81,8 @@ class CaseIntake:
         self._network = network
         self._clock = clock
         self._max_open = max_open
+        self.files: Files | None = None
+        """Takes note of files that are shown to us; set it before anything is received."""
 
     def deliver(self, message: CaseMessage, conversation: Conversation | None) -> None:
         """Handle a party's message. Raises PeerViolation or PeerRefusal; then nothing was recorded."""
@@ -160,10 +163,14 @@ class CaseIntake:
         self, conversation: Conversation, message: CaseMessage, event: CaseEvent, *, watch_from: int | None = None
     ) -> None:
         heard = (conversation, message.envelope)
-        try:
-            self._engine.apply(conversation.trade_id, event, heard=heard, watch_from=watch_from)
-        except IllegalTransition as e:
-            raise WrongTime(e.detail) from e
+        with self._trades.database.transaction():
+            try:
+                self._engine.apply(conversation.trade_id, event, heard=heard, watch_from=watch_from)
+            except IllegalTransition as e:
+                raise WrongTime(e.detail) from e
+            if self.files is not None and isinstance(message.payload, Evidence):
+                for attachment in message.payload.attachments:
+                    self.files.want(attachment, message.envelope.signer, self._persona)
 
 
 def _terms_of(found: tuple[Envelope, Announcement], contract: Contract) -> ArbiterTerms:

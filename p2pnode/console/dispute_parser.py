@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 
 TRADER: Final = ("open", "evidence", "show", "settle", "complete", "export")
 ARBITER: Final = ("queue", "case", "accept", "decline", "extend", "write", "rule")
-NAMES: Final = (*(f"dispute {name}" for name in (*TRADER, *ARBITER, "verify")), "trade chat", "trade extend")
+NAMES: Final = (*(f"dispute {name}" for name in (*TRADER, *ARBITER, "save", "verify")), "trade chat", "trade extend")
 """Every verb that `console.disputing` carries out."""
 
 REASONS: Final = (
@@ -34,6 +34,7 @@ def talk_verbs(verbs: Verbs, typed: Typed) -> None:
     )
     _trade(chat)
     chat.add_argument("text", nargs="?", metavar="TEXT", help="what to say; without it what was said is shown")
+    _files(chat)
     chat.add_argument("--arbiter", action="store_true", help="to the arbiter of the open dispute")
     extend = verbs.add("extend", "buyer: ask for more blocks to pay; seller: give them")
     _trade(extend)
@@ -45,6 +46,9 @@ def dispute_verbs(verbs: Verbs, typed: Typed, yes: Callable[[argparse.ArgumentPa
     """Everything below `p2pnode dispute`."""
     _traders(verbs, typed, yes)
     _arbiters(verbs, typed, yes)
+    save = verbs.add("save", "write a file that was shown to disk")
+    save.add_argument("content", metavar="CONTENT", help="its content, as `dispute show --json` lists it")
+    save.add_argument("file", metavar="FILE", help="where to; it must not exist")
     verify = verbs.add(
         "verify",
         "verify a dispute's bundle; needs no node and trusts nobody",
@@ -68,6 +72,7 @@ def _traders(verbs: Verbs, typed: Typed, yes: Callable[[argparse.ArgumentParser]
     evidence = verbs.add("evidence", "show something to the arbiter")
     _trade(evidence)
     evidence.add_argument("text", metavar="TEXT", help="what it shows")
+    _files(evidence)
     _trade(verbs.add("show", "show a trade's dispute, settlements and all that was said"))
     settle = verbs.add(
         "settle",
@@ -121,6 +126,12 @@ def _arbiters(verbs: Verbs, typed: Typed, yes: Callable[[argparse.ArgumentParser
     rule.add_argument("--fee-rate", type=typed("fee_rate"), metavar="SAT/VB", help="of the payout")
     rule.add_argument("--quote", action="store_true", help="only show what everybody would get")
     yes(rule)
+
+
+def _files(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--attach", action="append", default=[], metavar="FILE", help="PNG, JPEG, WebP, PDF or text, at most 4 MB"
+    )
 
 
 def _trade(parser: argparse.ArgumentParser) -> None:

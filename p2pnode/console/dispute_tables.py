@@ -18,6 +18,10 @@ def render(view: Struct) -> RenderableType:
             return _dispute(view)
         case d.BundleView():
             return pairs([("trade", view.trade), ("size", f"{view.size_bytes:,} bytes")])
+        case d.AttachmentView():
+            return pairs([("file", view.name), ("content", view.content), ("size", f"{view.size_bytes:,} bytes")])
+        case d.FileData():
+            return pairs([("content", view.content), ("type", view.media), ("size", f"{view.size_bytes:,} bytes")])
         case d.CaseList():
             return _cases(view)
         case d.CaseView():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from base64 import b64decode
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -17,6 +17,7 @@ from p2pnode.console.inputs import BadInput
 from p2pnode.money import format_percent, format_sats
 from p2pnode.services.cases import finding_views
 from p2pnode.services.dispute_views import REASONS, attachment_view, claim_text
+from protocol.attachment import MAX_ATTACHMENT
 from protocol.bundle import MAX_BUNDLE, Verdict, verify_bundle
 from protocol.case_messages import CaseOpening
 from protocol.identity import persona_text
@@ -61,7 +62,7 @@ async def _open(node: Client, args: argparse.Namespace, sure: Sure) -> Response 
 
 
 async def _evidence(node: Client, args: argparse.Namespace, _: Sure) -> Response:
-    return await node.dispute_evidence(args.trade, args.text)
+    return await node.dispute_evidence(args.trade, args.text, await _upload(node, args.attach))
 
 
 async def _show(node: Client, args: argparse.Namespace, _: Sure) -> Response:
@@ -71,7 +72,22 @@ async def _show(node: Client, args: argparse.Namespace, _: Sure) -> Response:
 async def _chat(node: Client, args: argparse.Namespace, _: Sure) -> Response:
     if args.text is None:
         return await node.dispute(args.trade)
-    return await node.trade_chat(args.trade, args.text, arbiter=args.arbiter)
+    files = await _upload(node, args.attach)
+    return await node.trade_chat(args.trade, args.text, arbiter=args.arbiter, files=files)
+
+
+async def _upload(node: Client, names: Sequence[str]) -> list[d.FileRef]:
+    found = []
+    for name in names:
+        kept = await node.file_upload(Path(name).name, _read(name, MAX_ATTACHMENT))
+        found.append(d.FileRef(content=kept.content, name=kept.name))
+    return found
+
+
+async def _save(node: Client, args: argparse.Namespace, _: Sure) -> Response:
+    view = await node.file(args.content)
+    _write_new(Path(args.file), b64decode(view.data))
+    return view
 
 
 async def _settle(node: Client, args: argparse.Namespace, sure: Sure) -> Response | None:
@@ -164,15 +180,19 @@ def _verify(args: argparse.Namespace) -> int:
     """Exit code 0 for a bundle that holds, whomever it shows to be in the wrong."""
     from p2pnode.console.tables import show  # noqa: PLC0415  (tables show what this module makes)
 
-    path = Path(args.file)
-    try:
-        if path.stat().st_size > MAX_BUNDLE:
-            raise BadInput(f"a bundle has at most {MAX_BUNDLE:,} bytes")
-        data = path.read_bytes()
-    except OSError as e:
-        raise BadInput(f"{args.file} can't be read: {e.strerror}") from e
-    show(_verified(verify_bundle(data, EscrowChecks())), as_json=bool(getattr(args, "json", False)))
+    verdict = verify_bundle(_read(args.file, MAX_BUNDLE), EscrowChecks())
+    show(_verified(verdict), as_json=bool(getattr(args, "json", False)))
     return 0
+
+
+def _read(name: str, most: int) -> bytes:
+    path = Path(name)
+    try:
+        if path.stat().st_size > most:
+            raise BadInput(f"{name} has more than {most:,} bytes")
+        return path.read_bytes()
+    except OSError as e:
+        raise BadInput(f"{name} can't be read: {e.strerror}") from e
 
 
 def _verified(verdict: Verdict) -> d.Verified:
@@ -220,4 +240,5 @@ _VERBS: dict[str, Callable[[Client, argparse.Namespace, Sure], Awaitable[Respons
     "extend": _extend,
     "write": _write,
     "rule": _rule,
+    "save": _save,
 }

@@ -9,12 +9,15 @@ contract fixes. What is said is counted from the parties' own records.
 from __future__ import annotations
 
 import time
+from base64 import b64decode
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
 
 from msgspec import Struct
 
+from escrow.coins import txid_text
+from escrow.judge import EscrowChecks
 from p2pnode.api import dispute_schema as d
 from p2pnode.api import schema as s
 from p2pnode.demo.cast import Cast, Daemon, DemoFailed
@@ -22,6 +25,7 @@ from p2pnode.demo.mempool import Mempool
 from p2pnode.demo.onchain import NotAsAgreed, read_escrow, read_transaction
 from p2pnode.demo.play import AMOUNT, CURRENCY, DEPOSIT, METHOD, PRICE, Play, Script
 from p2pnode.demo.steps import Steps, StepTime
+from protocol.bundle import verify_bundle
 
 PURSE: Final = 20_000_000
 FEE_PPM: Final = 10_000
@@ -31,6 +35,7 @@ DELAY_BLOCKS: Final = 24
 """Short, because each block has to be mined; a real offer has 144 and 1008."""
 MOST_MESSAGES: Final = 6
 _WHOLE: Final = 1_000_000
+_PICTURE: Final = b"\x89PNG\r\n\x1a\n" + bytes(200_000)
 _OPENER: Final = frozenset({"disputed", "claim", "proposal", "agreed", "accepted", "declined", "extended", "ruling"})
 _OTHER: Final = frozenset({"accepted", "declined", "extended", "ruling"})
 """What counts as a message of the dispute, in the record of its opener and of the other; the rest is evidence."""
@@ -125,7 +130,7 @@ class DisputePlay(Play):
         await self._pay(trade)
         opened = await self._open(self._cast.buyer, trade, "I paid on Monday, the receipt is here", _WHOLE)
         await self._accept(self._cast.arbiter, trade)
-        await self._cast.buyer.ask(self._cast.buyer.api.dispute_evidence(trade, "receipt 4711"), "shows no evidence")
+        await self._show_receipt(trade)
         await self._mine(RESPONSE_BLOCKS // 2)
         await self._case(self._cast.arbiter, trade, lambda c: c.heard)
         await self._rule(self._cast.arbiter, trade, _WHOLE, "payment-proved")
@@ -267,6 +272,22 @@ class DisputePlay(Play):
         )
         await arbiter.ask(arbiter.api.case_rule(trade, request), "could not rule")
 
+    async def _show_receipt(self, trade: str) -> None:
+        """A file as evidence; the arbiter's node fetches it in parts."""
+        buyer, arbiter = self._cast.buyer, self._cast.arbiter
+        kept = await buyer.ask(buyer.api.file_upload("receipt.png", _PICTURE), "keeps no file")
+        shown = (d.FileRef(content=kept.content, name=kept.name),)
+        await buyer.ask(buyer.api.dispute_evidence(trade, "the receipt", shown), "shows no evidence")
+
+        async def look() -> bool | None:
+            case = await arbiter.api.case(trade)
+            return True if any(a.here for line in case.timeline for a in line.attachments) else None
+
+        await self._poll(arbiter, look, "does not get the file")
+        data = await arbiter.ask(arbiter.api.file(kept.content), "has no file")
+        if b64decode(data.data) != _PICTURE:
+            raise arbiter.failure("has another file than was shown")
+
     async def _agree(self, proposer: Daemon, trade: str, request: d.SettleRequest) -> None:
         other = self._other(proposer)
         await proposer.ask(proposer.api.trade_settle(trade, request), "could not propose")
@@ -301,6 +322,7 @@ class DisputePlay(Play):
         gets = ruling or proposal
         if gets is None:
             raise NotAsAgreed(f"{name}: the payout is neither ruled nor agreed on")
+        await self._verify(trade, opened.opener, ruling)
         return Scene(
             name=name,
             outcome=dispute.outcome,
@@ -316,6 +338,15 @@ class DisputePlay(Play):
             ms=round((arrived - opened.at) * 1000 - self._mined(opened), 1),
             payout_txid=payout.txid,
         )
+
+    async def _verify(self, trade: str, opener: Daemon, ruling: d.RulingView | None) -> None:
+        """What the opener exports must verify without any node, and show nobody in the wrong."""
+        exported = await opener.ask(opener.api.dispute_bundle(trade), "exports no bundle")
+        verdict = verify_bundle(b64decode(exported.bundle), EscrowChecks())
+        if verdict.findings:
+            raise DemoFailed(f"the bundle says that somebody {verdict.findings[0].what}")
+        if [txid_text(seen.payout_txid) for seen in verdict.rulings] != ([ruling.payout_txid] if ruling else []):
+            raise DemoFailed("the bundle does not hold the ruling that was paid out")
 
     async def _messages(self, trade: str, opener: Daemon) -> int:
         """Messages beyond evidence, from the records of both. Raises DemoFailed when there are too many."""

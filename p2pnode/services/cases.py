@@ -13,6 +13,7 @@ from escrow.payout import PayoutPlan
 from escrow.script import Role
 from escrow.wallet.base import Wallet
 from p2pnode.api import dispute_schema as d
+from p2pnode.attachments import AttachmentStore
 from p2pnode.cases.desk import CaseDesk
 from p2pnode.cases.store import StoredCase
 from p2pnode.clock import Clock
@@ -31,6 +32,7 @@ from p2pnode.services.dispute_views import (
     lines,
     payout_of,
     ruling_view,
+    shown_in,
     talker,
 )
 from p2pnode.services.views import SIDES, kebab, only
@@ -38,7 +40,7 @@ from protocol import bundle as bundles
 from protocol import case_events as ce
 from protocol.arbitration import step_case
 from protocol.bundle import Bundle, Verdict, build_bundle, verify_bundle
-from protocol.case_messages import CaseFile, CaseOpening
+from protocol.case_messages import CaseFile, CaseOpening, decode_case
 from protocol.errors import IllegalTransition, NotFound, P2PError, UserError
 from protocol.identity import persona_text
 from protocol.messages import Paid, PaymentDetails, decode
@@ -75,16 +77,17 @@ class CaseService:
         conversations: Conversations,
         wallet: Wallet,
         clock: Clock,
-        here: IsHere = lambda _content: False,
+        files: AttachmentStore | None = None,
     ) -> None:
-        """`wallet` gives the script that fees go to, `here` tells whether an attachment's content is on this node."""
+        """`wallet` gives the script that fees go to, `files` has the contents of attachments."""
         self._desk = desk
         self._cases = desk.cases
         self._db = desk.cases.database.connection
         self._conversations = conversations
         self._wallet = wallet
         self._clock = clock
-        self._here = here
+        self._files = files
+        self._here: IsHere = files.has if files is not None else lambda _content: False
 
     # --- looking --------------------------------------------------------------------------------------------------
 
@@ -221,10 +224,10 @@ class CaseService:
 
     def _messages(self, state: ce.CaseState) -> tuple[bytes, ...]:
         """The trade's messages as the party told that opened the case."""
-        files = self._files(state)
+        files = self._case_files(state)
         return files[0].messages if files else ()
 
-    def _files(self, state: ce.CaseState) -> Sequence[CaseFile]:
+    def _case_files(self, state: ce.CaseState) -> Sequence[CaseFile]:
         """The case files, that of the opener first."""
         found = [(side, self._opening(c)) for side, c in self._talks(state)]
         files = [(side is not state.opened_by, opening.file) for side, opening in found if opening is not None]
@@ -239,7 +242,7 @@ class CaseService:
         return next((p for p in said if isinstance(p, CaseOpening)), None)
 
     def _bundle(self, state: ce.CaseState) -> Bundle:
-        files = self._files(state)
+        files = self._case_files(state)
         if not files:
             raise IllegalTransition("nobody has told its side of this case yet")
         talks = tuple(
@@ -248,7 +251,18 @@ class CaseService:
             if c.heads.sent or c.heads.received
         )
         other = files[1].messages if len(files) > 1 else ()
-        return Bundle(state.network, files[0], other, talks, ())
+        return Bundle(state.network, files[0], other, talks, self._contents(files[0], talks, state))
+
+    def _contents(
+        self, file: CaseFile, talks: Sequence[bundles.Conversation], state: ce.CaseState
+    ) -> tuple[bytes, ...]:
+        """The files that were shown and are here."""
+        if self._files is None:
+            return ()
+        payloads: list[object] = [decode(parse_envelope(raw, state.network)).payload for raw in file.messages]
+        payloads += [decode_case(parse_envelope(raw, state.network)).payload for t in talks for raw in t.messages]
+        contents = sorted({a.content for payload in payloads for a in shown_in(payload)})
+        return tuple(self._files.content(content) for content in contents if self._files.has(content))
 
     def _findings(self, state: ce.CaseState) -> tuple[d.FindingView, ...]:
         """What the record itself shows, before anybody judges."""

@@ -160,6 +160,17 @@ def claim_text(claim: Claim) -> str:
     return f"{claim.text} (asks {claim.buyer_share / 10_000:g}% of the amount for the buyer)"
 
 
+def shown_in(payload: object) -> Sequence[Attachment]:
+    """The files that a message shows."""
+    match payload:
+        case AttachmentOffer(attachment):
+            return (attachment,)
+        case Evidence(_, attachments):
+            return attachments
+        case _:
+            return ()
+
+
 def lines(found: Iterable[d.LineView | None]) -> tuple[d.LineView, ...]:
     """A timeline, oldest first."""
     return tuple(sorted((x for x in found if x is not None), key=lambda x: x.at))

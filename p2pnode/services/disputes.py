@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
-from collections.abc import Callable
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from escrow.coins import txid_bytes, txid_text
 from p2pnode.api import dispute_schema as d
+from p2pnode.attachments import AttachmentStore
 from p2pnode.clock import Clock
 from p2pnode.engine import Engine, case_file
 from p2pnode.services.deadlines import deadline
 from p2pnode.services.dispute_views import (
     BRANCHES,
     IsHere,
+    attachment_view,
     claim_view,
     line,
     lines,
     outcome_text,
     proposal_values,
     ruling_view,
+    shown_in,
     talker,
 )
 from p2pnode.services.views import SIDE_NAMES, TradeViews, kebab
 from protocol import dispute_events as dv
+from protocol.attachment import Attachment, describe, media_of
 from protocol.bundle import Bundle, Conversation, build_bundle
+from protocol.case_messages import decode_case
 from protocol.contract import Contract
-from protocol.errors import IllegalTransition
+from protocol.errors import IllegalTransition, NotFound, UserError
 from protocol.identity import persona_text
 from protocol.messages import Claim, decode
 from protocol.outcome import cancelled_due
@@ -48,6 +53,12 @@ _QUESTIONS: Final[tuple[tuple[str, Command], ...]] = (
 """What may be possible, and the command that asks the machine; it changes nothing."""
 
 
+class BadUpload(UserError):
+    """A file's bytes have to be in base64."""
+
+    code = 3082
+
+
 class DisputeService:
     """`api.services.Disputes` over the engine."""
 
@@ -57,15 +68,16 @@ class DisputeService:
         views: TradeViews,
         clock: Clock,
         height: Callable[[], int],
-        here: IsHere = lambda _content: False,
+        files: AttachmentStore | None = None,
     ) -> None:
-        """`height` gives our best block, `here` tells whether an attachment's content is on this node."""
+        """`height` gives our best block, `files` has the contents of attachments."""
         self._engine = engine
         self._trades = engine.trades
         self._views = views
         self._clock = clock
         self._height = height
-        self._here = here
+        self._files = files
+        self._here: IsHere = files.has if files is not None else lambda _content: False
 
     async def show(self, trade: str) -> d.DisputeView:
         """How a trade's settlements and dispute stand."""
@@ -77,11 +89,42 @@ class DisputeService:
 
     async def evidence(self, trade: str, request: d.EvidenceRequest) -> d.DisputeView:
         """Show something to the arbiter. Raises IllegalTransition."""
-        return self._do(trade, dv.SendEvidence(request.text))
+        return self._do(trade, dv.SendEvidence(request.text, self._shown(request.attachments)))
 
     async def chat(self, trade: str, request: d.ChatRequest) -> d.DisputeView:
         """Write to the counterparty, or to the arbiter. Raises IllegalTransition."""
-        return self._do(trade, dv.WriteArbiter(request.text) if request.arbiter else dv.SendChat(request.text))
+        shown = self._shown(request.attachments)
+        if request.arbiter:
+            return self._do(trade, dv.SendEvidence(request.text, shown) if shown else dv.WriteArbiter(request.text))
+        for attachment in shown:
+            self._do(trade, dv.SendAttachment(attachment))
+        return self._do(trade, dv.SendChat(request.text))
+
+    async def upload(self, request: d.FileUpload) -> d.AttachmentView:
+        """Keep a file, to be shown. Raises NotAttachable, BadUpload."""
+        if self._files is None:
+            raise NotFound("this node keeps no files")
+        try:
+            data = b64decode(request.data, validate=True)
+        except ValueError as e:
+            raise BadUpload from e
+        return attachment_view(self._files.add(data, request.name), self._here)
+
+    async def file(self, content: str) -> d.FileData:
+        """A file that is here. Raises NotFound."""
+        if self._files is None:
+            raise NotFound("this node keeps no files")
+        data = self._files.content(bytes.fromhex(content))
+        media = media_of(data) or ""
+        return d.FileData(content=content, size_bytes=len(data), media=media, data=b64encode(data).decode())
+
+    def _shown(self, wanted: Sequence[d.FileRef]) -> tuple[Attachment, ...]:
+        """Descriptions of uploaded files. Raises NotFound, NotAttachable."""
+        if not wanted:
+            return ()
+        if self._files is None:
+            raise NotFound("this node keeps no files")
+        return tuple(describe(self._files.content(bytes.fromhex(ref.content)), ref.name) for ref in wanted)
 
     async def settle(self, trade: str, request: d.SettleRequest) -> d.DisputeView:
         """Propose a settlement, or to cancel. Raises IllegalTransition."""
@@ -111,8 +154,20 @@ class DisputeService:
             for c in self._engine.conversations.of_trade(state.trade_id, arbitrates=False)
             if c.heads.sent or c.heads.received
         )
-        data = build_bundle(Bundle(state.network, case_file(state, self._trades), (), conversations, ()))
+        contents = tuple(self._contents(conversations, state))
+        data = build_bundle(Bundle(state.network, case_file(state, self._trades), (), conversations, contents))
         return d.BundleView(trade=state.trade_id.hex(), size_bytes=len(data), bundle=b64encode(data).decode())
+
+    def _contents(self, conversations: Sequence[Conversation], state: TradeState) -> list[bytes]:
+        """The files that were shown and are here."""
+        if self._files is None:
+            return []
+        payloads = [_payload(raw, state) for _, raw, _ in self._trades.transcript(state.trade_id)]
+        payloads += [
+            decode_case(parse_envelope(raw, state.network)).payload for c in conversations for raw in c.messages
+        ]
+        contents = {a.content for payload in payloads for a in shown_in(payload)}
+        return [self._files.content(content) for content in sorted(contents) if self._files.has(content)]
 
     def _do(self, trade: str, command: Command) -> d.DisputeView:
         trade_id = self._views.find(trade).state.trade_id

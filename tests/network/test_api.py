@@ -16,8 +16,8 @@ from msgspec.structs import replace
 
 from p2pnode.api import schema as s
 from p2pnode.api.errors import KeyReused, OutcomeUnknown
-from p2pnode.api.routes import PREFIX, ROUTES
-from p2pnode.api.server import BODY_LIMIT, MAX_STREAMS, ApiServer
+from p2pnode.api.routes import BODY_LIMIT, PREFIX, ROUTES
+from p2pnode.api.server import MAX_STREAMS, ApiServer
 from p2pnode.api.services import Recorded, RoleMissing
 from p2pnode.config import ApiConfig
 from p2pnode.datadir import DataDir
