@@ -55,7 +55,7 @@ async def test_a_whole_trade_is_told_as_it_goes(world: World) -> None:
     assert first.escrow.contract_id is None
     assert (first.arbiter, first.backup) == tuple(persona_text(a.announcement.persona) for a in world.arbiters)
 
-    await world.until(lambda: len(world.chain.mempool) == 1 and world.phases("Funding"), "funding")
+    await world.until(lambda: all(n.trade is not None and n.trade.funding.depth == 0 for n in world.both), "funding")
     for node in world.both:
         seen = await view(node)
         assert seen.side == ("buy" if node is buyer else "sell")
