@@ -20,7 +20,6 @@ from dht.desk import Desk
 from dht.errors import BadContact, BadPacket
 from dht.lookup import Lookup
 from dht.messages import Op, Reply
-from dht.probe import Glance
 from dht.records import Record, Registry
 from dht.routing import Table
 from dht.rpc import Asker, Call, Limits, Peer, Rng, Rpc
@@ -36,8 +35,10 @@ TABLE_S: Final = 5.0
 ANCHORS: Final = 4
 """Closest nodes of our own table that a search asks in any case: that all are hostile is as likely as (share)^4."""
 SAMPLES: Final = 16
-GLANCES: Final = 3
-"""Parts of the network that a node looks at on joining, besides its own place."""
+SAMPLE_LIFE_S: Final = 3_600.0
+"""What a search told of the network's density counts for so long: networks grow."""
+LOOKS: Final = 3
+"""Places that a node looks at on joining, besides its own: three samples of how dense the network is."""
 MAX_PINGS: Final = 32
 """Pings that strangers can make us have out at once."""
 
@@ -87,7 +88,7 @@ class Engine:
         """Addresses that other nodes say we have."""
         self._searches: dict[Search, float] = {}
         self._pinging: set[bytes] = set()
-        self._reaches: deque[int] = deque(maxlen=SAMPLES)
+        self._reaches: deque[tuple[float, int]] = deque(maxlen=SAMPLES)
         self._reach: int | None = None
         self._edge: int | None = None
         self.upkeep = Upkeep(self)
@@ -142,8 +143,9 @@ class Engine:
 
     def join(self, seeds: Iterable[Contact], done: Callable[[], None], now: float) -> None:
         """Enter the network: find our own place, then have a look at the rest."""
-        lookup = self._lookup(self.own_id, self.config.alpha, seeds, plain=True)
-        self.start(_Join(self, self.own_id, lookup, done), now)
+        self._reaches.clear()
+        self._reach = None
+        self.start(_Join(self, self.own_id, self.plain(self.own_id, seeds), done), now)
 
     def get(
         self, topic: bytes, done: Callable[[Found], None], now: float, *, quorum: int | None = None, paths: int = 1
@@ -162,7 +164,7 @@ class Engine:
         quorum = quorum or self.config.put_quorum
         mine = self.responsible(topic)
         kept = mine and self.keep(topic, record, b"", now).outcome in (Outcome.STORED, Outcome.SAME)
-        lookup = self._lookup(topic, self.config.k, places=self.config.k - mine)
+        lookup = self._lookup(topic, self.config.k - mine, places=self.config.k - mine)
         self.start(PutValue(self, topic, record, lookup, done, quorum=quorum - kept, kept=kept), now)
 
     def responsible(self, topic: bytes) -> bool:
@@ -203,6 +205,10 @@ class Engine:
             exempt=self.exempt,
             plain=plain,
         )
+
+    def plain(self, target: bytes, seeds: Iterable[Contact] = ()) -> Lookup:
+        """A search for the table's sake."""
+        return self._lookup(target, self.config.alpha, seeds, plain=True)
 
     def lookup(self, target: bytes) -> Lookup:
         """A search for the holders of a topic that this node holds too."""
@@ -273,13 +279,13 @@ class Engine:
         """
         if self._reach is None:
             here, k = int.from_bytes(self.own_id, "big"), self.config.k
-            near = self.table.closest(here, 4 * k)
+            near = self.table.closest(here, 2 * k)
             if len(near) < 2 * k:
                 self._reach = 2**ID_BITS
             else:
-                # The larger of two, since a crowd may have been packed around us too.
-                own = max((near[i - 1].long_id ^ here) * k // i for i in (2 * k, 4 * k) if i <= len(near))
-                self._reach = median_high([own, *self._reaches])
+                # Further out our table has gaps: farther nodes would make the network look emptier than it is.
+                own = [(near[i - 1].long_id ^ here) * k // i for i in (k, 2 * k)]
+                self._reach = median_high([*own, *(distance for _, distance in self._reaches)])
         return self._reach
 
     def region(self) -> int:
@@ -319,11 +325,13 @@ class Engine:
             plain=True,  # one step aside is enough
         )
 
-    def learned(self, lookup: Lookup) -> None:
+    def learned(self, lookup: Lookup, now: float) -> None:
         """A search came to its end: its k closest tell how dense the network is there, unless somebody packed them."""
         closest = lookup.closest()
         if len(closest) >= lookup.k and not lookup.crowded:
-            self._reaches.append(closest[lookup.k - 1].long_id ^ lookup.target)
+            while self._reaches and self._reaches[0][0] < now - SAMPLE_LIFE_S:
+                self._reaches.popleft()
+            self._reaches.append((now, closest[lookup.k - 1].long_id ^ lookup.target))
             self._reach = None
 
     def is_late(self, contact: Contact) -> bool:
@@ -392,7 +400,7 @@ class Engine:
 
 
 class _Join(Search):
-    """A search for our own id, then a glance at the other half of the network, the other half of ours, and so on."""
+    """A search for our own id, then for places in the other half of the network, in the other half of ours, ..."""
 
     def __init__(self, engine: Engine, own_id: bytes, lookup: Lookup, done: Callable[[], None]) -> None:
         super().__init__(engine, own_id, lookup)
@@ -401,12 +409,15 @@ class _Join(Search):
         self._left = 0
 
     def _ended(self, now: float) -> None:
-        self._left = GLANCES
-        own = int.from_bytes(self.target, "big")
-        for bit in range(ID_BITS - 1, ID_BITS - 1 - GLANCES, -1):
-            Glance(self._engine, own >> bit ^ 1, bit, self._one).start(now)
+        engine, own = self._engine, int.from_bytes(self.target, "big")
+        self._left = LOOKS
+        for bit in range(ID_BITS - 1, ID_BITS - 1 - LOOKS, -1):
+            low = int(engine.rng.random() * (1 << bit))
+            target = ((own >> bit ^ 1) << bit | low).to_bytes(20, "big")
+            lookup = engine.plain(target)
+            engine.start(FindNodes(engine, target, lookup, self._one), now)
 
-    def _one(self) -> None:
+    def _one(self, _: list[Contact]) -> None:
         self._left -= 1
         if not self._left:
             self._done()

@@ -12,7 +12,7 @@ packed around a key so that nobody else is named any more. Then everything withi
 and the driver searches beside the target for those whom the crowd hides, and hands them in with `add`. (The idea:
 Sridhar et al., Content Censorship in the InterPlanetary File System, NDSS 2024.)
 
-When the k closest lie more than twice the reach away, somebody hides those between: then up to `MAX_REGION` candidates
+When the k closest lie more than 1.5 of the reach away, somebody hides those between: then up to `MAX_REGION` candidates
 are asked, the closest first, until the place is as dense as it should be.
 
 Nor does it end before the `anchors` closest nodes of our own table have answered, however close the rest is: liars that
@@ -177,8 +177,8 @@ class Lookup:
             self.crowded = True
         if self.crowded:
             return self.reach * 3 // 2
-        # Too thin for chance (one search in a hundred): somebody names his own only. Go on with whoever is known.
-        return kth * 64 if kth > 2 * self.reach else 0
+        # Too thin for chance (one search in ten): somebody names his own only. Go on with whoever is known.
+        return kth * 64 if 2 * kth > 3 * self.reach else 0
 
     def add(self, contacts: Iterable[Contact]) -> None:
         """Take in nodes found by other means."""

@@ -4,14 +4,10 @@ A probe is one question. It goes to the node heard longest ago or, every other t
 the table, so that idle nodes get to know those that joined. It asks for the nodes at a place that the node asked knows
 well and we know little of: at our own id when it is a neighbour, in its bucket while that has room. Where there is
 nothing to learn it is a ping, which also tells at what address we are seen.
-
-On joining, the larger parts of the network that are not ours get a glance each: two questions, the second to a node
-that the first one named.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from dht import messages
@@ -108,50 +104,3 @@ class _Probe:
     def failed(self, call: Call, now: float) -> None:
         """It is gone."""
         self._engine.lost(call.peer.contact, now)
-
-
-class Glance:
-    """Get to know a few nodes of one part of the network."""
-
-    def __init__(self, engine: Engine, prefix: int, bits: int, done: Callable[[], None]) -> None:
-        """The part: ids that begin with `prefix` and whose last `bits` bits are free."""
-        self._engine = engine
-        self._prefix, self._bits = prefix, bits
-        self._target = _spot(engine, prefix << bits, bits)
-        self._done = done
-        self._left = 2
-
-    def start(self, now: float) -> None:
-        """Ask the node that we know closest to it."""
-        known = self._engine.table.closest(int.from_bytes(self._target, "big"), 1, self._engine.is_late, named=True)
-        self._ask(known, now)
-
-    def _ask(self, known: list[Contact], now: float) -> None:
-        body = messages.find_node_body(self._target, WANT)
-        if not known or not self._left:
-            self._done()
-            return
-        self._left -= 1
-        if self._engine.ask(known[0], Op.FIND_NODE, body, self, now) is None:
-            self._done()
-
-    def answered(self, call: Call, reply: Reply, now: float) -> None:
-        """It named some."""
-        self._engine.heard(call.peer.contact, now)
-        try:
-            contacts = messages.contacts_of(reply.data)
-        except BadPacket:
-            contacts = []
-        self._engine.named(contacts)
-        inside = [c for c in contacts if c.long_id >> self._bits == self._prefix]
-        self._ask(inside or contacts, now)
-
-    def late(self, call: Call, now: float) -> None:
-        """Wait: joining is in no hurry."""
-        del now
-        self._engine.late(call.peer.contact)
-
-    def failed(self, call: Call, now: float) -> None:
-        """Ask somebody else."""
-        self._engine.lost(call.peer.contact, now)
-        self.start(now)

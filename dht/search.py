@@ -64,7 +64,7 @@ class Context(Protocol):
     def search_beside(self, search: Search, now: float) -> None:
         """Look for nodes around the target of a search whose place is crowded; `found_beside` gets them."""
 
-    def learned(self, lookup: Lookup) -> None:
+    def learned(self, lookup: Lookup, now: float) -> None:
         """A search came to its end: what it found tells how dense the network is."""
 
 
@@ -108,7 +108,7 @@ class Search:
             if self.lookup.late_ones and not self.lookup.closest():
                 return
             self.over = True
-            self.ctx.learned(self.lookup)
+            self.ctx.learned(self.lookup, now)
             self._ended(now)
 
     def _ask_next(self, now: float) -> None:
@@ -523,9 +523,11 @@ class PutValue(Search):
         self._settle()
 
     def _settle(self) -> None:
-        if self.closed or (len(self._acks) < self._quorum and not (self.over and self._out <= 0)):
+        if self.closed:
             return
-        if not self.over and self.lookup.count_within(self._acks) < self._quorum:
+        # What farther nodes keep, that were sent it on the way, does not count: readers do not come by there.
+        short = len(self._acks) < self._quorum or self.lookup.count_within(self._acks) < self._quorum
+        if short and not (self.over and self._out <= 0):
             return
         self.closed = True
         self._done(PutResult(len(self._acks) + self._kept, self._refused, self.lookup.asked, self._newer))

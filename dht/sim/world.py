@@ -188,3 +188,7 @@ def build(world: World, count: int, *, nat_share: float = 0.0) -> None:
         when = world.now + i * min(0.05, 120.0 / count)
         world.at(when, world.join, node, [n.contact for n in others[:3]] or [world.nodes[0].contact])
     world.run(world.now + count * min(0.05, 120.0 / count) + 30.0)
+    # Those that came while it was small look around again, as anybody does who has been there for a while.
+    for node in world.nodes[: count // 2]:
+        world.at(world.now + 30.0 * world.rng.random(), world.join, node, [])
+    world.run(world.now + 40.0)

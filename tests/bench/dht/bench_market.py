@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """A market of 10,000 offers: cold fetch, refresh with 1% changed, on loopback, streams over TCP.
 
-The holders run in a process of their own, so that the CPU time is the reader's alone.
+The holders run in a process of their own, so that the CPU time is the reader's alone. `--quick`: 1,000 offers, of which
+the ratios to payload and CPU say little.
 """
 
 from __future__ import annotations
@@ -26,21 +27,23 @@ from dht.records import Record, Registry  # noqa: E402
 from dht.stream import TcpFrames  # noqa: E402
 from protocol.types import Network  # noqa: E402
 from protocol.wire import signed_input  # noqa: E402
+from tests.bench.report import Report  # noqa: E402
 from tests.network.test_dht_market import BIDS, KEY, MarketNet, bid  # noqa: E402
 
-COUNT = 10_000
+QUICK = "--quick" in sys.argv
+COUNT = 1_000 if QUICK else 10_000
 NODES = 30
 
 
-def holders(pipe: Connection) -> None:
+def holders(pipe: Connection, count: int) -> None:
     async def run() -> None:
         net = MarketNet(1)
         await net.grow(NODES)
-        counts = net.load([bid(i) for i in range(COUNT)])
+        counts = net.load([bid(i) for i in range(count)])
         pipe.send((net.nodes[0].local, len(counts)))
         loop = asyncio.get_running_loop()
         while (order := await loop.run_in_executor(None, pipe.recv)) != "stop":
-            net.replace([bid(i, sequence=order) for i in range(0, COUNT, 100)], counts)
+            net.replace([bid(i, sequence=order) for i in range(0, count, 100)], counts)
             pipe.send("done")
         await net.close()
 
@@ -52,7 +55,7 @@ def cpu() -> float:
     return use.ru_utime + use.ru_stime
 
 
-async def read(pipe: Connection) -> dict[str, object]:
+async def read(pipe: Connection) -> dict[str, float]:
     seed, shards = pipe.recv()
     raws = [bid(i)[1] for i in range(COUNT)]
     payload = sum(len(r.raw) for r in raws)
@@ -93,9 +96,18 @@ async def read(pipe: Connection) -> dict[str, object]:
 
 def main() -> None:
     ours, theirs = mp.Pipe()
-    child = mp.get_context("spawn").Process(target=holders, args=(theirs,))
+    child = mp.get_context("spawn").Process(target=holders, args=(theirs, COUNT))
     child.start()
-    print(json.dumps(asyncio.run(read(ours)), indent=1))
+    report = Report("dht market")
+    report.numbers = found = asyncio.run(read(ours))
+    print(json.dumps(found, indent=1))
+    name = f"{COUNT:,} offers"
+    report.at_most(f"{name} from cold, s", found["cold_s"], 3.0)
+    if not QUICK:
+        report.at_most(f"{name} from cold, bytes / payload", found["cold_bytes_ratio"], 1.2)
+        report.at_most(f"{name} from cold, CPU / bare Ed25519", found["cold_cpu_ratio_to_ed25519"], 1.5)
+        report.at_most("refresh with 1% changed, bytes / payload", found["refresh_1pct_bytes_ratio"], 0.05)
+    report.write()
     ours.send("stop")
     child.join(10)
 
