@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 from p2pnode.cases.desk import CaseDesk
@@ -162,6 +163,10 @@ class Court(World):
         """A party opens, or answers; returns when the arbiter has it."""
         self.give(node, dv.OpenDispute(Claim(text, share)))
         await self.until(lambda: not node.engine.trades.recipients() or not node.alive, "openings delivered")
+
+    async def pause(self) -> None:
+        """Let everything run for a moment."""
+        await asyncio.sleep(0.01)
 
     async def finish(self, *nodes: TwinNode) -> None:
         """The payout is in the mempool: bury it, and wait for everybody's end."""
