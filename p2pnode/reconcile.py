@@ -3,7 +3,7 @@
 The outbox alone covers crashes; this covers a node that was restored from an older copy of its database. A `Sync` says
 how many messages its sender has sent and received in a trade, with both heads. Whoever holds messages that the other
 lacks puts them into its outbox again; chains that contradict each other are shown to the user, for then one side's
-record was changed.
+record was changed. Conversations with arbiters are chains like a trade's own; before there is one, nothing is asked.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import asyncio
 import logging
 from typing import Final
 
+from msgspec import Struct
+
 from p2pnode.clock import Clock
 from p2pnode.contacts import Contacts
 from p2pnode.delivery import Delivery, Post, Refused, Undelivered
 from p2pnode.engine import Engine, Keys, own_persona
 from p2pnode.notices import Notices
-from p2pnode.tradestore import OutgoingMessage, StoredTrade
+from p2pnode.tradestore import Heads, OutgoingMessage
 from protocol.messages import NONE_YET, Sync
 from protocol.types import Network
 from protocol.wire import Envelope, Kind, open_envelope, pack
@@ -27,6 +29,16 @@ ANSWER_EVERY: Final = 30
 ATTEMPT_SECONDS: Final = 10.0
 
 log = logging.getLogger(__name__)
+
+
+class Link(Struct, frozen=True):
+    """Two message chains with somebody: of a trade, or of a conversation with an arbiter."""
+
+    chain: bytes
+    trade_id: bytes
+    own: bytes
+    other: bytes
+    heads: Heads
 
 
 class Reconciler:
@@ -55,9 +67,13 @@ class Reconciler:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
-        """Ask the peers of all open trades."""
+        """Ask the other side of everything that is open."""
+        conversations = self._engine.conversations
         for stored in self._engine.trades.all(open_only=True):
-            self._spawn(stored)
+            self._spawn(stored.state.trade_id)
+            for conversation in conversations.of_trade(stored.state.trade_id, arbitrates=False):
+                if conversation.heads.sent or conversation.heads.received:
+                    self._spawn(conversation.chain)
 
     async def close(self) -> None:
         """Stop asking."""
@@ -66,60 +82,67 @@ class Reconciler:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def received(self, envelope: Envelope, sync: Sync) -> None:
-        """A peer told how far its chains reach."""
-        stored = self._engine.trades.get(sync.trade_id)
-        if stored is None or envelope.signer != stored.state.peer:
+        """Somebody told how far its chains reach."""
+        link = self._link(sync.trade_id)
+        if link is None or envelope.signer != link.other:
             return
-        heads, trades = stored.heads, self._engine.trades
-        if not (self._agrees(stored, sync.received, sync.received_head, out=True)) or not (
-            self._agrees(stored, sync.sent, sync.sent_head, out=False)
+        heads, trades = link.heads, self._engine.trades
+        if not (self._agrees(link, sync.received, sync.received_head, out=True)) or not (
+            self._agrees(link, sync.sent, sync.sent_head, out=False)
         ):
-            self._notices.add("transcript-diverged", self._clock.now(), trade_id=sync.trade_id)
+            self._notices.add("transcript-diverged", self._clock.now(), trade_id=link.trade_id)
             self._notices.wake()
             return
         with trades.database.transaction():
             for number in range(sync.received, heads.sent):
-                self._queue_again(stored, number)
+                self._queue_again(link, number)
         if sync.received < heads.sent:
-            self._delivery.kick(stored.state.peer)
-        if sync.sent > heads.received and self._may_answer(sync.trade_id):
-            self._spawn(stored)
+            self._delivery.kick(link.other)
+        if sync.sent > heads.received and self._may_answer(link.chain):
+            self._spawn(link.chain)
 
-    def _agrees(self, stored: StoredTrade, count: int, head: bytes, *, out: bool) -> bool:
-        """Whether the peer's head of a chain of `count` messages is ours too, as far as we can tell."""
+    def _link(self, chain: bytes) -> Link | None:
+        stored = self._engine.trades.get(chain)
+        if stored is not None:
+            return Link(chain, chain, own_persona(stored.state), stored.state.peer, stored.heads)
+        talk = self._engine.conversations.get(chain)
+        return None if talk is None else Link(chain, talk.trade_id, talk.own, talk.other, talk.heads)
+
+    def _agrees(self, link: Link, count: int, head: bytes, *, out: bool) -> bool:
+        """Whether the other's head of a chain of `count` messages is ours too, as far as we can tell."""
         if count == 0:
             return head == NONE_YET
-        raw = self._engine.trades.message(stored.state.trade_id, count - 1, out=out)
+        raw = self._engine.trades.message(link.chain, count - 1, out=out)
         if raw is None:
-            return not out  # the peer sent more than we have: nothing to compare with
+            return not out  # the other sent more than we have: nothing to compare with
         return open_envelope(raw, self._network).id == head
 
-    def _queue_again(self, stored: StoredTrade, number: int) -> None:
-        state = stored.state
-        raw = self._engine.trades.message(state.trade_id, number, out=True)
+    def _queue_again(self, link: Link, number: int) -> None:
+        raw = self._engine.trades.message(link.chain, number, out=True)
         if raw is not None:
-            message = OutgoingMessage(open_envelope(raw, self._network).id, number, state.trade_id, state.peer, raw)
+            message = OutgoingMessage(open_envelope(raw, self._network).id, number, link.chain, link.other, raw)
             self._engine.trades.queue_message(message, self._clock.now())
 
-    def _may_answer(self, trade_id: bytes) -> bool:
+    def _may_answer(self, chain: bytes) -> bool:
         now = self._clock.now()
-        if now - self._answered.get(trade_id, 0) < ANSWER_EVERY:
+        if now - self._answered.get(chain, 0) < ANSWER_EVERY:
             return False
-        self._answered[trade_id] = now
+        self._answered[chain] = now
         return True
 
-    def _spawn(self, stored: StoredTrade) -> None:
-        task = asyncio.create_task(self._tell(stored), name="reconcile")
+    def _spawn(self, chain: bytes) -> None:
+        task = asyncio.create_task(self._tell(chain), name="reconcile")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _tell(self, stored: StoredTrade) -> None:
-        state, heads = stored.state, stored.heads
-        contact = self._contacts.known(state.peer)
-        if contact is None:
+    async def _tell(self, chain: bytes) -> None:
+        link = self._link(chain)
+        contact = None if link is None else self._contacts.known(link.other)
+        if link is None or contact is None:
             return
-        sync = Sync(state.trade_id, heads.sent, heads.sent_head, heads.received, heads.received_head)
-        envelope = self._keys.persona_key(own_persona(state)).seal(Kind.SYNC, self._network, pack(sync))
+        heads = link.heads
+        sync = Sync(chain, heads.sent, heads.sent_head, heads.received, heads.received_head)
+        envelope = self._keys.persona_key(link.own).seal(Kind.SYNC, self._network, pack(sync))
         try:
             await self._post.deliver(contact, envelope.raw, ATTEMPT_SECONDS)
         except (Undelivered, Refused) as e:

@@ -327,6 +327,11 @@ class TradeView(Response, frozen=True, kw_only=True):
     actions: tuple[ActionName, ...] = ()
     hint: str = ""
     ending: str = ""
+    outcome: str = ""
+    """How the escrow was paid out, once that is on the chain: released, settled, cancelled by both, ruled by whom."""
+    disputed: bool = False
+    window_ends_height: int | None = None
+    """The block with which the buyer's time to pay is over."""
     messages_sent: int = 0
     messages_received: int = 0
     unacknowledged: int = 0

@@ -95,7 +95,7 @@ def trade(view: s.TradeView) -> RenderableType:
         ("peer", view.peer),
         ("arbiter", view.arbiter),
         ("backup arbiter", view.backup),
-        ("ended", view.ending),
+        ("ended", view.ending or view.outcome),
     ]
     parts: list[RenderableType] = [pairs(rows)]
     if view.peer_details:

@@ -9,11 +9,37 @@ from p2pnode.money import format_minor
 from protocol import trade_state as st
 from protocol.contract import required_confirmations
 from protocol.offer import volume
-from protocol.trade_state import TradeState
+from protocol.trade_state import Answer, TradeState
+from protocol.types import Branch
 
 
-def hint(state: TradeState) -> str:  # noqa: C901, PLR0911, PLR0912  (one case per phase)
+def hint(state: TradeState) -> str:
     """What is awaited in this state, and from whom."""
+    alive = isinstance(state.phase, st.Funded | st.Paying | st.Paid)
+    extra = dispute_hint(state) if alive else ""
+    return f"{_phase_hint(state)}; {extra}" if extra else _phase_hint(state)
+
+
+def dispute_hint(state: TradeState) -> str:
+    """What is awaited in a settlement or dispute; empty where there is none."""
+    dispute = state.dispute
+    if dispute is None:
+        proposed = any(o.peer_signature and not o.own_signature for o in state.settlement.options)
+        return "the counterparty proposes a settlement" if proposed else ""
+    who = "the backup arbiter" if state.bench is Branch.BACKUP else "the arbiter"
+    facts = dispute.arbiter(state.bench)
+    if facts.ruling is not None:
+        if state.bench is Branch.BACKUP and not dispute.backup_open:
+            return f"{who} has ruled; it can be paid out from block {state.backup_from} on"
+        return f"{who} has ruled"
+    if facts.answer.passed_over:
+        return "no arbiter is left to decide: settle with the counterparty"
+    if dispute.own_claim is None:
+        return f"the counterparty has asked {who}: tell it your side"
+    return f"{who} hears the case" if facts.answer is Answer.ACCEPTED else f"waiting for {who} to answer"
+
+
+def _phase_hint(state: TradeState) -> str:  # noqa: C901, PLR0911, PLR0912  (one case per phase)
     match state.phase:
         case st.Taking():
             return "waiting for the maker's answer; nothing is locked yet"

@@ -23,6 +23,7 @@ from p2pnode.money import format_minor
 from p2pnode.offerbook import BookEntry
 from p2pnode.ownoffers import OwnOffer
 from p2pnode.prices import Prices
+from p2pnode.services.dispute_views import outcome_text
 from p2pnode.services.hints import hint
 from p2pnode.tradestore import StoredTrade, TradeStore
 from protocol.contract import Contract, required_confirmations
@@ -209,6 +210,9 @@ class TradeViews:
             actions=possible(state),
             hint=hint(state),
             ending=state.ending,
+            outcome=outcome_text(state.payout.outcome, state.contract),
+            disputed=state.dispute is not None,
+            window_ends_height=state.window_ends,
             messages_sent=stored.heads.sent,
             messages_received=stored.heads.received,
             unacknowledged=unacknowledged,

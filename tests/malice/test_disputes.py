@@ -443,3 +443,30 @@ async def send_opening(court: Court, node: object, *, signer: CourtNode | None =
     chain = case_id(contract.trade_id, who.keyring.persona.public, contract.arbiter.persona)
     kind, body = encode_case(Header(chain, 0, NONE_YET, NONE_YET), opening)
     await court.main.intake.deliver(bytes(32), who.keyring.persona.seal(kind, NETWORK, body).raw)
+
+
+class TestInterruptions:
+    async def test_conversation_is_mended_after_a_restore_from_an_older_copy(self, tmp_path: Path) -> None:
+        """The buyer's disk fails after the arbiter has accepted; its backup knows only of the opening."""
+        court = Court(tmp_path, Side.SELL)
+        await court.pay()
+        await court.open(court.buyer, 1_000_000)
+        await court.until(lambda: court.main.case is not None and court.main.case.buried, "the arbiter sees the escrow")
+        await court.buyer.down()
+        path = court.buyer.folder / f"{court.buyer.name}.db"
+        copy = path.read_bytes()
+        await court.buyer.up()
+        court.main.act(ce.AcceptCase(court.chain.height))
+        await court.until(lambda: _answer(court) is Answer.ACCEPTED, "the acceptance")
+        await court.buyer.down()
+        path.write_bytes(copy)
+        await court.buyer.up()
+        assert _answer(court) is Answer.WAITING
+        court.buyer.reconciler.start()
+        await court.until(lambda: _answer(court) is Answer.ACCEPTED, "told again")
+        await court.end()
+
+
+def _answer(court: Court) -> Answer | None:
+    state = court.buyer.trade
+    return state.dispute.main.answer if state is not None and state.dispute is not None else None
