@@ -31,7 +31,7 @@ class Ask(Protocol):
     def __call__(
         self, args: argparse.Namespace, act: Callable[[Client], Awaitable[Response | None]], *, quiet: bool = False
     ) -> int:
-        """As `cli._ask`."""
+        """As `console.asking.ask`."""
         ...
 
 

@@ -35,8 +35,8 @@ VERBS = list(leaves(build_parser()))
 
 
 class TestGrammar:
-    def test_every_verb_has_its_function_and_every_function_its_verb(self) -> None:
-        assert {p.get_default("verb") for p in VERBS} == set(cli.VERBS)
+    def test_every_verb_has_its_function(self) -> None:
+        assert all(callable(p.get_default("run")) for p in VERBS)
 
     @pytest.mark.parametrize("parser", VERBS, ids=lambda p: str(p.get_default("verb")))
     def test_every_flag_is_explained_and_help_prints(self, parser: argparse.ArgumentParser) -> None:
