@@ -2,8 +2,8 @@
 
 Each verb is one function from parsed arguments to an exit code (`p2pnode/console/verbs`). What a verb needs is imported
 when it runs, so that `--help` is quick. Results go to stdout, as a table or with `--json` as one JSON document;
-progress and errors go to stderr. An error is one line that says what to do, and an exit code that scripts can rely on; a
-traceback never shows.
+progress and errors go to stderr. An error is one line that says what to do, and an exit code that scripts can rely on;
+a traceback never shows.
 """
 
 from __future__ import annotations
