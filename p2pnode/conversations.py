@@ -7,6 +7,7 @@ same outbox. Nothing here decides; `engine` and `cases.engine` call it inside th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from msgspec import Struct
@@ -61,8 +62,10 @@ class Conversation(Struct, frozen=True):
 class Conversations:
     """All conversations of this node."""
 
-    def __init__(self, trades: TradeStore, keys: Keys, network: Network) -> None:
+    def __init__(self, trades: TradeStore, keys: Keys, network: Network, height: Callable[[], int]) -> None:
+        """`height` gives the height of the best block that the node has followed."""
         self._trades = trades
+        self._height = height
         self._db = trades.database.connection
         self._keys = keys
         self._network = network
@@ -125,7 +128,7 @@ class Conversations:
     def send(self, conversation: Conversation, payload: CasePayload, now: int) -> None:
         """Sign, record and queue the next message of ours."""
         heads = conversation.heads
-        header = Header(conversation.chain, heads.sent, heads.sent_head, heads.received_head)
+        header = Header(conversation.chain, heads.sent, heads.sent_head, heads.received_head, self._height())
         kind, body = encode_case(header, payload)
         envelope = self._keys.persona_key(conversation.own).seal(kind, self._network, body)
         self._trades.add_message(conversation.chain, heads.sent, envelope.id, envelope.raw, now, out=True)

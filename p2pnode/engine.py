@@ -103,7 +103,7 @@ class Engine:
     ) -> None:
         """`height` gives the height of the best block that the node has followed, `contact` our contact record."""
         self.trades = trades
-        self.conversations = Conversations(trades, keys, network)
+        self.conversations = Conversations(trades, keys, network, height)
         self._contact = contact
         self._notices = notices
         self._keys = keys
@@ -218,7 +218,7 @@ class Engine:
         return replace(heads, received=heads.received + 1, received_head=envelope.id)
 
     def _record_message(self, state: TradeState, heads: Heads, payload: Payload, now: int) -> Heads:
-        header = Header(state.trade_id, heads.sent, heads.sent_head, heads.received_head)
+        header = Header(state.trade_id, heads.sent, heads.sent_head, heads.received_head, self._height())
         kind, body = encode(header, payload)
         envelope = self._keys.persona_key(own_persona(state)).seal(kind, state.network, body)
         self.trades.add_message(state.trade_id, heads.sent, envelope.id, envelope.raw, now, out=True)

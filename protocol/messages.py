@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 from protocol.attachment import Attachment
 from protocol.contract import MAX_INPUTS, Bargain, Party
 from protocol.errors import Malformed
-from protocol.types import Blocks, EcdsaDer, FeeRate, Hash32, Nonce32, Ppm, Sats, Signature64, Terms, Txid
+from protocol.types import Blocks, EcdsaDer, FeeRate, Hash32, Height, Nonce32, Ppm, Sats, Signature64, Terms, Txid
 from protocol.wire import Envelope, Kind, pack, unpack
 
 NONE_YET: Final = bytes(32)
@@ -31,12 +31,17 @@ Details = Annotated[tuple[tuple[DetailName, DetailValue], ...], Meta(min_length=
 
 
 class Header(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Where a message stands: its trade, its number in its sender's chain (from 0), and both chains' heads."""
+    """Where a message stands: its trade, its number in its sender's chain (from 0), and both chains' heads.
+
+    `height` is the best block that the sender had followed when it signed: its own word on when, held against nobody
+    but itself. Deadlines are heights, so a record shows by it what came too late.
+    """
 
     trade_id: Hash32
     number: Annotated[int, Meta(ge=0, le=100_000)]
     prev: Hash32
     seen: Hash32
+    height: Height = 0
 
 
 class Funding(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
