@@ -8,6 +8,7 @@ from escrow.keys import make_keys
 from escrow.shares import share_target
 from escrow.wallet.base import Selection, Wallet
 from p2pnode.clock import Clock
+from p2pnode.keepsake import seal_keepsake
 from p2pnode.keyring import Keyring
 from protocol.contract import Bargain, FundingInput, Party, details_hash
 from protocol.messages import Details, OpenedDetails, encode_details
@@ -21,6 +22,8 @@ class Contribution(Struct, frozen=True):
     party: Party
     previous: tuple[bytes, ...]
     opened: OpenedDetails
+    keepsake: bytes
+    """The same for ourselves, sealed, to go with our first message."""
 
 
 class Contributor:
@@ -64,7 +67,8 @@ class Contributor:
             nonce=nonce,
         )
         previous = tuple(i.previous_tx for i in selection.inputs) if selection else ()
-        return Contribution(party, previous, opened)
+        keepsake = seal_keepsake(self._keyring.seed.keepsake_key(trade_id), opened)
+        return Contribution(party, previous, opened, keepsake)
 
     async def _coins(self, trade_id: bytes, side: Side, offer: Offer, bargain: Bargain) -> Selection | None:
         buyer_deposit = deposit(bargain.amount, offer.buyer_deposit)

@@ -216,7 +216,9 @@ class Executor:
             return ev.ContributionFailed(WITHDRAWN, "the maker can't serve this take now")
         seed = self._keyring.persona_key(own_persona(state)).seed
         signature = sign_contract(contract, state.network, seed)
-        return ev.ContributionReady(contribution.previous, contract, facts, signature, contribution.opened)
+        return ev.ContributionReady(
+            contribution.previous, contract, facts, signature, contribution.opened, contribution.keepsake
+        )
 
     async def _sign_funding(self, accept: Accept | None, state: TradeState) -> ev.TradeEvent | None:
         """Export, sign the contract, sign our inputs; what we hand out passes the check that the peer will make."""

@@ -105,6 +105,7 @@ class Taking:
                 party=contribution.party,
                 funding=Funding(contribution.previous),
                 contact=self._contact().raw,
+                keepsake=contribution.keepsake,
             )
             event = ev.TakeOffer(self._network, identity, offer, take, contribution.opened)
             self._engine.apply(identity, event)

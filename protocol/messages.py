@@ -14,20 +14,26 @@ from msgspec import Meta, Struct
 from protocol.attachment import Attachment
 from protocol.contract import MAX_INPUTS, Bargain, Party
 from protocol.errors import Malformed
+from protocol.offer import Offer
 from protocol.types import Blocks, EcdsaDer, FeeRate, Hash32, Height, Nonce32, Ppm, Sats, Signature64, Terms, Txid
-from protocol.wire import Envelope, Kind, pack, unpack
+from protocol.wire import MAX_ENVELOPE, Envelope, Kind, pack, unpack
 
 NONE_YET: Final = bytes(32)
 """The id that stands for "no message before this one"."""
+MAX_RETURNED: Final = 256
+"""Messages that are returned at once."""
 
 RawTransaction = Annotated[bytes, Meta(min_length=60, max_length=60_000)]
 WitnessItem = Annotated[bytes, Meta(max_length=80)]
 WitnessStack = Annotated[tuple[WitnessItem, ...], Meta(max_length=4)]
+RawReturned = Annotated[bytes, Meta(min_length=100, max_length=MAX_ENVELOPE)]
 RawEnvelope = Annotated[bytes, Meta(min_length=100, max_length=1_024)]
 DetailName = Annotated[str, Meta(min_length=1, max_length=32)]
 DetailValue = Annotated[str, Meta(max_length=500)]
 Details = Annotated[tuple[tuple[DetailName, DetailValue], ...], Meta(min_length=1, max_length=16)]
 """Payment details as shown to the counterparty: (field, value) pairs, such as ("iban", "DE02...")."""
+Keepsake = Annotated[bytes, Meta(max_length=9_216)]
+"""What its sender will need again and nobody else can read (SPEC section 7.6); empty: nothing."""
 
 
 class Header(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -63,6 +69,7 @@ class Take(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     party: Party
     funding: Funding
     contact: RawEnvelope
+    keepsake: Keepsake = b""
 
 
 class Accept(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -75,6 +82,7 @@ class Accept(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     funding: Funding
     contract_signature: Signature64
     witnesses: Annotated[tuple[WitnessStack, ...], Meta(max_length=MAX_INPUTS)] | None
+    keepsake: Keepsake = b""
 
 
 class Seal(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -185,6 +193,18 @@ class Sync(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     sent_head: Hash32
     received: Annotated[int, Meta(ge=0, le=100_000)]
     received_head: Hash32
+
+
+class Returned(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What a trade or conversation `chain` holds, back to one who has lost it: messages of both, in their order.
+
+    `offer` is the trade's, for one who does not know the trade at all. Not part of the transcript: what it holds is
+    signed already, the receiver's own messages by the receiver itself.
+    """
+
+    chain: Hash32
+    offer: Offer | None
+    messages: Annotated[tuple[RawReturned, ...], Meta(min_length=1, max_length=MAX_RETURNED)]
 
 
 Payload = (

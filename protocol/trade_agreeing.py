@@ -33,7 +33,7 @@ def _contribution_ready(state: TradeState, event: ev.ContributionReady) -> Step:
         maker_signature=event.contract_signature,
         own_details=event.own_details,
     )
-    accept = Accept(event.contract.maker, Funding(event.previous), event.contract_signature, None)
+    accept = Accept(event.contract.maker, Funding(event.previous), event.contract_signature, None, event.keepsake)
     if state.buys:
         return replace(agreed, phase=st.SigningFunding()), (ev.SignFunding(accept),)
     return replace(agreed, phase=st.Accepted()), (

@@ -183,6 +183,7 @@ class ContributionReady(Struct, frozen=True, tag=True):
     facts: EscrowFacts
     contract_signature: bytes
     own_details: OpenedDetails
+    keepsake: bytes = b""
 
 
 class ContributionFailed(Struct, frozen=True, tag=True):

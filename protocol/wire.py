@@ -53,7 +53,9 @@ class Kind(IntEnum):
     DISPUTED = 32
     SYNC = 33
     PROPOSAL = 34
+    SYNCED = 35
     AGREED = 36
+    RETURNED = 37
     EXTENSION = 38
     EXTENSION_REQUEST = 39
     CHAT = 41
@@ -92,6 +94,8 @@ _LIMITS: Final[dict[Kind, int]] = {
     Kind.DECLINE: 2_048,
     Kind.DISPUTED: 10_240,
     Kind.SYNC: 1_024,
+    Kind.SYNCED: 1_024,
+    Kind.RETURNED: MAX_ENVELOPE,
     Kind.PROPOSAL: 1_024,
     Kind.AGREED: 1_024,
     Kind.EXTENSION: 1_024,
