@@ -63,12 +63,13 @@ def check_witnesses(plan: FundingPlan, side: Side, witnesses: Sequence[Witness])
     if len(witnesses) != len(indices):
         raise BadFundingWitness("the peer must send one witness for each of its inputs")
     for index, witness in zip(indices, witnesses, strict=True):
-        if not _witness_is_valid(plan, index, tuple(witness)):
+        if not witness_holds(plan.unsigned, plan.spent, index, tuple(witness)):
             raise BadFundingWitness
 
 
-def _witness_is_valid(plan: FundingPlan, index: int, witness: Witness) -> bool:
-    spent = plan.inputs[index].spent
+def witness_holds(unsigned: bytes, spent_outputs: Sequence[TxOut], index: int, witness: Witness) -> bool:
+    """Whether `witness` is the one legal form of a P2WPKH or P2TR key spend of that input, and its signature valid."""
+    spent = spent_outputs[index]
     script = spent.script_pubkey
     if is_p2wpkh(script):
         if len(witness) != 2 or len(witness[0]) < 9 or len(witness[1]) != 33:
@@ -76,11 +77,11 @@ def _witness_is_valid(plan: FundingPlan, index: int, witness: Witness) -> bool:
         (signature, sighash_type), public = (witness[0][:-1], witness[0][-1]), witness[1]
         if sighash_type != SIGHASH_ALL or hash160(public) != script[2:]:
             return False
-        return verify_ecdsa(public, sighash_v0(plan.unsigned, index, p2wpkh_code(script), spent.value), signature)
+        return verify_ecdsa(public, sighash_v0(unsigned, index, p2wpkh_code(script), spent.value), signature)
     # Taproot: 64 bytes mean the default sighash, which covers what ALL covers. `input_weight` let no other kind in.
     if len(witness) != 1 or len(witness[0]) != 64:
         return False
-    return verify_schnorr(script[2:], sighash_v1(plan.unsigned, index, plan.spent), witness[0])
+    return verify_schnorr(script[2:], sighash_v1(unsigned, index, spent_outputs), witness[0])
 
 
 def assemble_funding(

@@ -24,7 +24,7 @@ from escrow.coins import OutPoint, TxOut
 from escrow.errors import BadFundingWitness
 from escrow.funding import FundingPlan, derive_funding
 from escrow.hd import hash160
-from escrow.inputs import check_witnesses
+from escrow.inputs import check_witnesses, witness_holds
 from escrow.payout import PayoutPlan, check_payout_signature, derive_payout
 from escrow.psbt import (
     IN_FINAL_SCRIPT,
@@ -55,8 +55,8 @@ from escrow.psbt import (
 )
 from escrow.script import Role
 from escrow.signatures import SIGHASH_ALL
-from escrow.sizes import is_p2tr, is_p2wpkh
-from escrow.transactions import NotATransaction, Witness, find_output
+from escrow.sizes import OVERHEAD_WEIGHT, input_weight, is_p2tr, is_p2wpkh, output_weight
+from escrow.transactions import NotATransaction, Witness, find_output, parse, scripts_of
 from protocol.contract import Contract
 from protocol.errors import P2PError
 from protocol.outcome import Outcome, ReleaseOutcome
@@ -139,6 +139,71 @@ def _witness_of(fields: Map, outpoint: OutPoint, spent: TxOut) -> Witness:
             if hash160(public) == spent.script_pubkey[2:]:
                 return (signature, public)
     raise UnsignedPsbt(f"the PSBT holds no signature for the coin {outpoint}: sign it with the wallet that holds it")
+
+
+# --- our own coins, outside of a contract ------------------------------------------------------------------------
+
+
+class OwnSpend(Struct, frozen=True):
+    """A transaction that spends coins of ours alone, before it is signed: what it spends, and where that came from."""
+
+    unsigned: bytes
+    spent: tuple[TxOut, ...]
+    previous: tuple[bytes, ...]
+    fee: int
+
+
+def own_psbt(spend: OwnSpend, origins: Mapping[bytes, KeyOrigin]) -> Psbt:
+    """It, for the wallet that holds the keys; `origins` as `funding_psbt` takes them."""
+    ins, outs = (IN_ORIGIN, IN_TAP_INTERNAL, IN_TAP_ORIGIN), (OUT_ORIGIN, OUT_TAP_INTERNAL, OUT_TAP_ORIGIN)
+    inputs = tuple(
+        {
+            field(IN_SPENT): pack_output(output),
+            field(IN_PREVIOUS): previous,
+            **_origin_fields(output.script_pubkey, origins, ins),
+        }
+        for output, previous in zip(spend.spent, spend.previous, strict=True)
+    )
+    scripts = scripts_of(spend.unsigned)
+    return Psbt(spend.unsigned, inputs, tuple(_origin_fields(script, origins, outs) for script in scripts))
+
+
+def read_own(asked: Psbt, psbt: Psbt) -> tuple[Witness, ...]:
+    """The witnesses of every input of `asked`, which `own_psbt` made. Raises StalePsbt, BadPsbt, UnsignedPsbt."""
+    unsigned = asked.unsigned
+    _same_transaction(psbt, unsigned)
+    outpoints = [OutPoint(bytes(i.prevout.hash), i.prevout.n) for i in parse(unsigned).vin]
+    spent = [_spent_by(fields, outpoint) for fields, outpoint in zip(asked.inputs, outpoints, strict=True)]
+    found: list[Witness] = []
+    for index, (fields, outpoint, output) in enumerate(zip(psbt.inputs, outpoints, spent, strict=True)):
+        _no_contradiction(fields, outpoint, output)
+        witness = _witness_of(fields, outpoint, output)
+        if not witness_holds(unsigned, spent, index, witness):
+            raise BadPsbt("a signature in the PSBT is not valid for this transaction; nothing was taken over")
+        found.append(witness)
+    return tuple(found)
+
+
+def own_rate(asked: Psbt) -> FeeRate:
+    """The fee rate of what `own_psbt` made, once it is signed. Raises BadPsbt."""
+    tx = parse(asked.unsigned)
+    outpoints = [OutPoint(bytes(i.prevout.hash), i.prevout.n) for i in tx.vin]
+    spent = [_spent_by(fields, outpoint) for fields, outpoint in zip(asked.inputs, outpoints, strict=True)]
+    paid = sum(o.value for o in spent) - sum(int(o.nValue) for o in tx.vout)
+    weight = OVERHEAD_WEIGHT + sum(input_weight(o.script_pubkey) for o in spent)
+    return 4_000 * paid // (weight + sum(output_weight(len(o.scriptPubKey)) for o in tx.vout))
+
+
+def _spent_by(fields: Map, outpoint: OutPoint) -> TxOut:
+    """What an input spends, by the whole previous transaction. Raises BadPsbt."""
+    damaged = "the PSBT that was exported is damaged: its previous transactions do not fit"
+    try:
+        txid, output = find_output(fields.get(field(IN_PREVIOUS), b""), outpoint.vout)
+    except NotATransaction as e:
+        raise BadPsbt(damaged) from e
+    if txid != outpoint.txid or output is None:
+        raise BadPsbt(damaged)
+    return output
 
 
 # --- payouts -----------------------------------------------------------------------------------------------------

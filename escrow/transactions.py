@@ -120,6 +120,11 @@ def _compact_size(raw: bytes, at: int) -> tuple[int, int]:
     return int.from_bytes(raw[at + 1 : at + 1 + width], "little"), at + 1 + width
 
 
+def scripts_of(raw: bytes) -> list[bytes]:
+    """The output scripts of a transaction, in order. Raises NotATransaction."""
+    return [bytes(output.scriptPubKey) for output in parse(raw).vout]
+
+
 def witness_of(tx: CTransaction, index: int) -> Witness:
     """The witness stack of an input (empty: none)."""
     if tx.wit.is_null():

@@ -143,8 +143,8 @@ class WalletConfig:
     gap_limit: Annotated[int, Meta(ge=20, le=10_000)] = 50
     """Unused addresses in a row after which no more are looked for."""
     watch: str = ""
-    """A public descriptor, wpkh(XPUB/<0;1>/*), or an extended public key: the wallet watches its coins and signs
-    nothing. Trades that need coins of this node are then not possible."""
+    """A public descriptor, wpkh([ORIGIN]XPUB/<0;1>/*), or an extended public key: the keys of the coins are in another
+    wallet, such as a hardware wallet's. This one watches, and in trades asks for signatures by PSBT."""
 
 
 @dataclass(frozen=True, slots=True)

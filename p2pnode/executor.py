@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol, assert_never
 
@@ -129,6 +130,7 @@ class Executor:
                 pause = FIRST_PAUSE
             except AwaitingSignature as e:
                 log.info("%s waits: %s", type(pending[0].effect).__name__, e.detail)
+                self._ask(trade_id)
                 pause = PERSONS_PAUSE / 2
             except P2PError as e:
                 log.warning("%s waits: %s", type(pending[0].effect).__name__, e.detail)
@@ -157,6 +159,14 @@ class Executor:
             log.info("a result came too late: %s", e.detail)
             self._trades.finish_effect(pending.id)
 
+    def _ask(self, trade_id: bytes) -> None:
+        """A person must sign: the machine tells the user, once, and sets the deadline."""
+        stored = self._trades.get(trade_id)
+        if stored is None or stored.state.funding.awaited:
+            return
+        with suppress(IllegalTransition):
+            self._engine.apply(trade_id, ev.SignatureAwaited())
+
     async def _perform(  # noqa: PLR0911  (one per effect)
         self, effect: ev.DeferredEffect, state: TradeState
     ) -> ev.TradeEvent | None:
@@ -176,9 +186,11 @@ class Executor:
             case ev.BroadcastPayout():
                 return await self._broadcast_payout(state)
             case ev.ReclaimCoins():
+                if not isinstance(state.phase, st.Reclaiming):
+                    # The chain spoke first: the funding is out, or something else took the coins.
+                    return None
                 rate = state.take.bargain.fees.funding * RECLAIM_RATE_FACTOR
-                sent = await self._wallet.double_spend(state.trade_id, rate)
-                return ev.CoinsReclaimed(sent.txid)
+                return ev.CoinsReclaimed((await self.signer.reclaim(state.trade_id, rate)).txid)
             case ev.ReleaseCoins():
                 await self._wallet.release(state.trade_id)
             case dv.SignOutcome(outcome):

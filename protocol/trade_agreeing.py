@@ -19,6 +19,10 @@ ANSWER_SECONDS: Final = 900
 """How long a taker waits for the maker, and a selling maker for the seal. Nothing of theirs is locked meanwhile."""
 FUNDING_DEADLINE_BLOCKS: Final = 12
 """Blocks after which a buyer, whose funding signatures are out, takes its coins back if nothing was broadcast."""
+SIGNING_SECONDS: Final = 840
+"""How long a person may take to sign while the peer waits `ANSWER_SECONDS` for what follows; a little less."""
+SIGNING_BLOCKS: Final = 10
+"""The same for a seller that signs last: the buyer waits `FUNDING_DEADLINE_BLOCKS` for the funding."""
 WITHDRAWN: Final = 1100
 """The reason code of a decline by choice or by time."""
 
@@ -63,6 +67,12 @@ def _accept_received(state: TradeState, event: ev.AcceptReceived) -> Step:
 @on((st.SigningFunding,), ev.FundingSigned, to=(st.Accepted, st.Funding))
 def _funding_signed(state: TradeState, event: ev.FundingSigned) -> Step:
     """Our inputs are signed: the seller completes and broadcasts, the buyer hands its witnesses over."""
+    asked = (ev.StopTimer("signing"),) if state.funding.awaited else ()
+    new, effects = _signed(replace(state, funding=replace(state.funding, awaited=False)), event)
+    return new, (*asked, *effects)
+
+
+def _signed(state: TradeState, event: ev.FundingSigned) -> Step:
     signed = replace(state, funding=replace(state.funding, own_witnesses=event.witnesses))
     if not state.made:
         signed = replace(signed, taker_signature=event.contract_signature)
@@ -74,6 +84,26 @@ def _funding_signed(state: TradeState, event: ev.FundingSigned) -> Step:
         return replace(signed, phase=st.Accepted()), (*watch, _accept_with(event))
     seal = Seal(event.contract_signature, event.witnesses, None)
     return replace(signed, phase=st.Funding()), (*watch, ev.SendMessage(seal))
+
+
+@on((st.SigningFunding,), ev.SignatureAwaited, to=())
+def _signature_awaited(state: TradeState, event: ev.SignatureAwaited) -> Step:
+    """The person is told once, and has until just before the peer gives up."""
+    del event
+    if state.funding.awaited:
+        return state, ()
+    asked = replace(state, funding=replace(state.funding, awaited=True))
+    buyers, sellers = ev.SetTimer("signing", seconds=SIGNING_SECONDS), ev.SetTimer("signing", blocks=SIGNING_BLOCKS)
+    return asked, (buyers if state.buys else sellers, ev.NotifyUser("funding-signature-wanted"))
+
+
+@on((st.Reclaiming,), ev.SignatureAwaited, to=())
+def _reclaim_awaited(state: TradeState, event: ev.SignatureAwaited) -> Step:
+    del event
+    if state.funding.awaited:
+        return state, ()
+    asked = replace(state, funding=replace(state.funding, awaited=True))
+    return asked, (ev.NotifyUser("reclaim-signature-wanted"),)
 
 
 def _accept_with(event: ev.FundingSigned) -> Effect:
@@ -139,7 +169,7 @@ def _withdraw(state: TradeState, reason: str, *, tell_peer: bool) -> Step:
     if not exposed:
         # A buyer without inputs loses nothing by leaving, but goes on watching: see `_revived`.
         return close(state, st.Cancelled(), reason, *farewell)
-    reclaiming = replace(state, phase=st.Reclaiming(), ending=reason)
+    reclaiming = replace(state, phase=st.Reclaiming(), ending=reason, funding=replace(state.funding, awaited=False))
     return reclaiming, (*farewell, ev.ReclaimCoins(), ev.NotifyUser("reclaiming"))
 
 
@@ -192,6 +222,7 @@ def _check_leavable(state: TradeState) -> None:
 
 @on((st.Taking,), ev.TimerFired, to=(st.Cancelled,))
 @on((st.Accepting,), ev.TimerFired, to=())
+@on((st.SigningFunding,), ev.TimerFired, to=(st.Cancelled,))
 @on(_EXPOSED, ev.TimerFired, to=(st.Cancelled, st.Reclaiming))
 def _timer_before_funding(state: TradeState, event: ev.TimerFired) -> Step:
     waited_for = {st.Taking: "answer", st.Accepted: "seal"}.get(type(state.phase))
@@ -199,13 +230,15 @@ def _timer_before_funding(state: TradeState, event: ev.TimerFired) -> Step:
         return _withdraw(state, "the counterparty did not fund the escrow in time", tell_peer=True)
     if event.name == waited_for and not state.funding.own_witnesses:
         return _withdraw(state, "the counterparty did not answer in time", tell_peer=True)
+    if event.name == "signing" and isinstance(state.phase, st.SigningFunding):
+        return _withdraw(state, "the funding was not signed in time", tell_peer=True)
     return state, ()
 
 
 @on((st.Reclaiming,), ev.CoinsReclaimed, to=())
 def _coins_reclaimed(state: TradeState, event: ev.CoinsReclaimed) -> Step:
     del event  # the chain will tell which transaction won
-    return state, ()
+    return replace(state, funding=replace(state.funding, awaited=False)), ()
 
 
 @on(

@@ -163,7 +163,9 @@ class SpendReorged(Struct, frozen=True, tag=True):
 
 # --- deadlines ---------------------------------------------------------------------------------------------------
 
-TimerName = Literal["answer", "seal", "funding", "payment", "payment-reminder", "arbiter", "hearing-reminder", "backup"]
+TimerName = Literal[
+    "answer", "seal", "signing", "funding", "payment", "payment-reminder", "arbiter", "hearing-reminder", "backup"
+]
 
 
 class TimerFired(Struct, frozen=True, tag=True):
@@ -205,6 +207,10 @@ class FundingSigned(Struct, frozen=True, tag=True):
 
 
 class FundingBroadcast(Struct, frozen=True, tag=True):
+class SignatureAwaited(Struct, frozen=True, tag=True):
+    """Our coins' keys are elsewhere: a person was asked to sign the funding, or the reclaim of our coins."""
+
+
     """Our backend took the funding transaction."""
 
 
@@ -251,6 +257,7 @@ EffectResult = (
     | ContributionFailed
     | FundingSigned
     | FundingBroadcast
+    | SignatureAwaited
     | FundingRefused
     | PayoutSigned
     | PayoutBroadcast

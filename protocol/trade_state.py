@@ -130,6 +130,7 @@ class FundingFacts(Struct, frozen=True):
     """The funding transaction as our own chain backend sees it, and the witnesses for it.
 
     `depth` is None while unseen, 0 in the mempool, else confirmations. `announced`: a selling taker's seal is sent.
+    `awaited`: a person was asked to sign for our inputs.
     """
 
     own_witnesses: tuple[WitnessStack, ...] | None = None
@@ -137,6 +138,7 @@ class FundingFacts(Struct, frozen=True):
     depth: int | None = None
     height: int | None = None
     announced: bool = False
+    awaited: bool = False
 
 
 class PayoutFacts(Struct, frozen=True):

@@ -76,7 +76,8 @@ def agreed(state: TradeState) -> Contract:
 
 def close(state: TradeState, phase: AnyPhase, ending: str, *effects: Effect) -> Step:
     """End a trade whose coins are free again."""
-    tidy = (ev.ReleaseCoins(), ev.StopTimer("answer"), ev.StopTimer("seal"), ev.NotifyUser("trade-ended"))
+    stopped = (ev.StopTimer("answer"), ev.StopTimer("seal"), ev.StopTimer("signing"))
+    tidy = (ev.ReleaseCoins(), *stopped, ev.NotifyUser("trade-ended"))
     return replace(state, phase=phase, ending=ending), (*effects, *tidy)
 
 

@@ -15,6 +15,7 @@ from typing import Final
 from coincurve import PublicKey
 
 from escrow.hd import HARDENED, ExtendedKey, base58check, base58check_decode, hash160
+from escrow.psbt import KeyOrigin
 from protocol.errors import UserError
 from protocol.types import Network
 
@@ -70,6 +71,7 @@ class Account:
         self.network = network
         self.origin = origin
         self.xpub = xpub
+        self._public = node.public
         self._branches = {keychain: node.child(keychain) for keychain in Keychain}
 
     @classmethod
@@ -111,6 +113,16 @@ class Account:
     def identity(self) -> str:
         """What the wallet's file must belong to."""
         return f"{self.network.name} {self.descriptors[0]} {self.descriptors[1]}"
+
+    def key_origin(self, keychain: Keychain, index: int) -> KeyOrigin:
+        """Where the key at an index comes from.
+
+        Without an origin in its descriptor, the extended key counts as its own master, as it does in Bitcoin Core.
+        """
+        fingerprint, *steps = self.origin.split("/")
+        master = bytes.fromhex(fingerprint) if fingerprint else hash160(self._public)[:4]
+        path = [int(step.rstrip("'")) + (HARDENED if step.endswith("'") else 0) for step in steps]
+        return KeyOrigin(self._branches[keychain].child(index).public, master, (*path, int(keychain), index))
 
     def script(self, keychain: Keychain, index: int) -> bytes:
         """The P2WPKH script at an index."""

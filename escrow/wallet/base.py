@@ -17,6 +17,8 @@ from typing import Literal, Protocol
 import msgspec
 
 from escrow.coins import OutPoint, TxOut
+from escrow.psbt import KeyOrigin
+from escrow.psbtplan import OwnSpend
 from escrow.transactions import Witness
 from protocol.errors import Action, LocalError, UserError
 from protocol.types import FeeRate, Height, Network, Sats, Txid, UnixTime
@@ -183,6 +185,15 @@ class Wallet(Protocol):
         """All unspent coins, largest first, mempool ones and reserved ones too."""
         ...
 
+    @property
+    def signs(self) -> bool:
+        """Whether its keys are here; else a person signs what `origin_of` describes."""
+        ...
+
+    def origin_of(self, script_pubkey: bytes) -> KeyOrigin | None:
+        """Where the key of one of its scripts comes from; None for a script that is not ours."""
+        ...
+
     async def select(
         self,
         target: Sats,
@@ -279,6 +290,21 @@ class Wallet(Protocol):
         Pays `fee_rate`, or more where replacing what the mempool holds costs more. Broadcasts; the reservation stays
         until the caller releases it. Raises NothingToSign, Rejected, FeeRateTooHigh, AmountBelowDust.
         """
+        ...
+
+    async def draft_double_spend(self, holder: bytes, fee_rate: FeeRate) -> OwnSpend:
+        """The same, to be signed elsewhere: nothing is broadcast. Raises what `double_spend` raises but Rejected."""
+        ...
+
+    async def send_double_spend(self, holder: bytes, unsigned: bytes, witnesses: Sequence[Witness]) -> Sent:
+        """Broadcast that draft once it is signed.
+
+        Raises GateRefused when it does anything but bring coins that `holder` holds back to this wallet, Rejected.
+        """
+        ...
+
+    async def transaction(self, txid: Txid) -> bytes | None:
+        """A transaction that touches this wallet, if it is known."""
         ...
 
     async def history(self, limit: int = 100) -> tuple[HistoryEntry, ...]:

@@ -17,7 +17,10 @@ from msgspec import structs
 from escrow.address import address_of
 from escrow.chain.follow import FollowedChain
 from escrow.coins import OutPoint, TxOut
+from escrow.psbt import KeyOrigin
+from escrow.psbtplan import OwnSpend
 from escrow.transactions import Witness
+from escrow.wallet.account import Account
 from escrow.wallet.base import (
     Balance,
     Bumped,
@@ -137,10 +140,28 @@ class HotWallet:
         """Those in the store, and those that their holder has not written yet."""
         return self._core.reservations()
 
+    async def transaction(self, txid: Txid) -> bytes | None:
+        """A transaction that touches this wallet, if it is known."""
+        entry = self._core.ledger.entry(txid)
+        return None if entry is None else entry.tx.raw
+
     @property
     def descriptors(self) -> tuple[str, str]:
         """The external and the internal public descriptor."""
         return self._core.engine.descriptors
+
+    @property
+    def signs(self) -> bool:
+        """Whether its keys are here."""
+        return self._core.engine.signs
+
+    def origin_of(self, script_pubkey: bytes) -> KeyOrigin | None:
+        """Where the key of one of its scripts comes from."""
+        place = self._core.ledger.keychain_of(script_pubkey)
+        if place is None:
+            return None
+        account = Account.parse(self._core.engine.descriptors[0], self.network)
+        return account.key_origin(*place)
 
     # -- scripts ----------------------------------------------------------------------------------------------
 
@@ -171,7 +192,6 @@ class HotWallet:
     ) -> Selection:
         """Choose and reserve. See `Wallet.select`."""
         core = self._core
-        core.must_sign()
         core.check_rate(fee_rate)
         async with core.lock:
             coins = await core.utxos()
@@ -215,6 +235,14 @@ class HotWallet:
     async def double_spend(self, holder: bytes, fee_rate: FeeRate) -> Sent:
         """Take back what is reserved for `holder`. See `Wallet.double_spend`."""
         return await self._payments.double_spend(holder, fee_rate)
+
+    async def draft_double_spend(self, holder: bytes, fee_rate: FeeRate) -> OwnSpend:
+        """The same, for a signature that is made elsewhere. See `Wallet.draft_double_spend`."""
+        return await self._payments.draft_double_spend(holder, fee_rate)
+
+    async def send_double_spend(self, holder: bytes, unsigned: bytes, witnesses: Sequence[Witness]) -> Sent:
+        """Broadcast it. See `Wallet.send_double_spend`."""
+        return await self._payments.send_double_spend(holder, unsigned, witnesses)
 
     # -- payments ---------------------------------------------------------------------------------------------
 

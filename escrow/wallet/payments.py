@@ -20,8 +20,9 @@ from escrow.chain.base import Rejected
 from escrow.chain.blocks import ParsedTx, parse_tx
 from escrow.coins import OutPoint, TxOut, txid_text
 from escrow.errors import GateRefused
+from escrow.psbtplan import OwnSpend
 from escrow.sizes import dust_limit, fee, output_weight
-from escrow.transactions import vsize, weight, with_witnesses
+from escrow.transactions import Witness, vsize, weight, with_witnesses
 from escrow.wallet.base import (
     AmountBelowDust,
     Bumped,
@@ -153,20 +154,10 @@ class Payments:
     async def double_spend(self, holder: bytes, fee_rate: FeeRate) -> Sent:
         """See `Wallet.double_spend`."""
         core = self._core
-        core.check_rate(fee_rate)
-        held = sorted(r.outpoint for r in core.reservations() if r.holder == holder)
-        outputs = [core.ledger.output(o) for o in held]
-        coins = [Coin(o, out.value) for o, out in zip(held, outputs, strict=True) if out is not None]
-        if not coins or len(coins) < len(held):
-            raise NothingToSign
-        async with core.lock:
-            _, script = await core.next_script(Keychain.INTERNAL)
+        coins, script = await self._taken_back(holder, fee_rate)
         rate = fee_rate
         while True:
-            try:
-                made = sweep(coins, script, rate, least=dust_limit(script))
-            except InsufficientFunds as e:
-                raise AmountBelowDust("the coins are worth less than the fee for taking them back") from e
+            made = _reclaim(coins, script, rate)
             raw = await self._signed(made)
             try:
                 await core.chain.test_accept(raw)
@@ -178,6 +169,39 @@ class Payments:
                 core.check_rate(rate)
                 continue
             return await core.broadcast(raw, made.fee)
+
+    async def draft_double_spend(self, holder: bytes, fee_rate: FeeRate) -> OwnSpend:
+        """See `Wallet.draft_double_spend`."""
+        made = _reclaim(*await self._taken_back(holder, fee_rate), fee_rate)
+        outputs = [(c.outpoint, self._core.previous(c.outpoint)) for c in made.coins]
+        spent = tuple(tx.outputs[outpoint.vout] for outpoint, tx in outputs)
+        return OwnSpend(made.unsigned, spent, tuple(tx.raw for _, tx in outputs), made.fee)
+
+    async def send_double_spend(self, holder: bytes, unsigned: bytes, witnesses: Sequence[Witness]) -> Sent:
+        """See `Wallet.send_double_spend`."""
+        core = self._core
+        raw = with_witnesses(unsigned, witnesses)
+        tx = parse_tx(raw)
+        held = {r.outpoint for r in core.reservations() if r.holder == holder}
+        cost = self._cost_of(tx)
+        if set(tx.spends) != held or cost is None:
+            raise GateRefused("what was signed does not take back this trade's coins; nothing was sent")
+        self._gate(raw, [], cost, may_spend=held)
+        await core.chain.test_accept(raw)
+        return await core.broadcast(raw, cost)
+
+    async def _taken_back(self, holder: bytes, fee_rate: FeeRate) -> tuple[list[Coin], bytes]:
+        """What is held for `holder`, and a fresh script of ours. Raises NothingToSign, FeeRateTooHigh."""
+        core = self._core
+        core.check_rate(fee_rate)
+        held = sorted(r.outpoint for r in core.reservations() if r.holder == holder)
+        outputs = [core.ledger.output(o) for o in held]
+        coins = [Coin(o, out.value) for o, out in zip(held, outputs, strict=True) if out is not None]
+        if not coins or len(coins) < len(held):
+            raise NothingToSign
+        async with core.lock:
+            _, script = await core.next_script(Keychain.INTERNAL)
+        return coins, script
 
     # -- raising fees -----------------------------------------------------------------------------------------
 
@@ -335,6 +359,14 @@ class Payments:
             except ChainError as e:
                 _log.info("payment %s can't be sent again: %s", txid_text(entry.tx.txid), e)
             await asyncio.sleep(0)
+
+
+def _reclaim(coins: Sequence[Coin], script: bytes, rate: FeeRate) -> Draft:
+    """All of `coins` back to ourselves. Raises AmountBelowDust."""
+    try:
+        return sweep(coins, script, rate, least=dust_limit(script))
+    except InsufficientFunds as e:
+        raise AmountBelowDust("the coins are worth less than the fee for taking them back") from e
 
 
 def dust_of(script: bytes) -> Sats:

@@ -40,6 +40,7 @@ from p2pnode.services.disputes import DisputeService
 from p2pnode.services.trades import TradeService
 from p2pnode.services.views import TradeViews
 from p2pnode.services.wallet import CoinService, TradeEscrows
+from p2pnode.signing import PSBT_FOLDER, PsbtFolder, PsbtSigner
 from p2pnode.taking import Taking
 from p2pnode.tradestore import TradeStore
 from protocol.contract import Contract
@@ -89,6 +90,8 @@ class Trading:
         contracts = ContractDirectory(config.data_dir / "contracts")
         engine.subscribe(contracts.keep)
         self.executor = Executor(engine, g.wallet, g.backend, self.watch, keyring, contributor, g.own, contracts, clock)
+        if not g.wallet.signs:
+            self.executor.signer = PsbtSigner(PsbtFolder(config.data_dir / PSBT_FOLDER), g.wallet)
         post = ChannelPost(g.channels)
         self.delivery = Delivery(g.trades, g.contacts, post, clock, on_refusal=self._refused)
         engine.subscribe(lambda state: self.delivery.kick_all(correspondents(state)))

@@ -17,17 +17,18 @@ from escrow.funding import derive_funding
 from escrow.payout import derive_payout
 from escrow.psbt import MAX_PSBT, BadPsbt, Psbt, read, text
 from escrow.psbtplan import payout_psbt
+from escrow.transactions import txid_of
 from p2pnode.console.inputs import BadInput
 from p2pnode.contractfile import ContractFile, load
 from p2pnode.idprefix import id_range
 from p2pnode.money import format_sats
-from p2pnode.signing import PsbtFolder
+from p2pnode.signing import PSBT_FOLDER, PsbtFolder
 from protocol.errors import NotFound
 from protocol.outcome import ReleaseOutcome
 
 
 class PsbtView(Struct, frozen=True):
-    """A PSBT of a trade. `what`: funding, payout, or imported; `psbt` is Base64 (None: it was taken over)."""
+    """A PSBT of a trade. `what`: funding, reclaim, payout, or imported; `psbt` is Base64 (None: it was taken over)."""
 
     trade_id: str
     what: str
@@ -39,13 +40,15 @@ class PsbtView(Struct, frozen=True):
 def trade_psbt(args: argparse.Namespace, data_dir: Path) -> PsbtView:
     """Do what was asked. Raises NotFound, BadInput, BadContractFile, BadPsbt, StalePsbt, UnsignedPsbt."""
     file = _find(args.trade, data_dir / "contracts")
-    folder = PsbtFolder(data_dir / "psbts")
+    folder = PsbtFolder(data_dir / PSBT_FOLDER)
     if args.payout:
         if args.import_file is not None:
             raise BadInput("a signed payout is completed by `p2pnode recover FILE sign --psbt ...`, not imported here")
         return _payout(file)
     trade_id = file.contract.trade_id
     plan = derive_funding(file.contract, file.network)
+    if args.import_file is None and folder.wanted(trade_id) == "reclaim":
+        return _reclaim(trade_id, folder)
     if args.import_file is None:
         psbt = folder.read_exported(trade_id)
         own = sum(plan.inputs[i].spent.value for i in plan.indices(file.side))
@@ -55,9 +58,11 @@ def trade_psbt(args: argparse.Namespace, data_dir: Path) -> PsbtView:
             f"locked. Then: p2pnode trade psbt {trade_id.hex()[:16]} --import FILE"
         )
         return PsbtView(trade_id.hex(), "funding", txid_text(plan.txid), note, text(psbt))
-    folder.take_over(trade_id, plan, file.side, _read(Path(args.import_file)))
-    note = "The signatures are right and were taken over. A running node goes on with the trade within seconds."
-    return PsbtView(trade_id.hex(), "imported", txid_text(plan.txid), note, None)
+    signed = _read(Path(args.import_file))
+    purpose = folder.take_over(trade_id, plan, file.side, signed)
+    goes_on = "goes on with the trade" if purpose == "funding" else "takes your coins back"
+    note = f"The signatures are right and were taken over. A running node {goes_on} within seconds."
+    return PsbtView(trade_id.hex(), "imported", txid_text(txid_of(signed.unsigned)), note, None)
 
 
 def show(view: PsbtView, *, as_json: bool) -> None:
@@ -75,6 +80,16 @@ def write_out(view: PsbtView, path: Path) -> None:
         path.write_text(f"{view.psbt or ''}\n")
     except OSError as e:
         raise BadInput(f"{path} can't be written: {e.strerror or e}") from e
+
+
+def _reclaim(trade_id: bytes, folder: PsbtFolder) -> PsbtView:
+    """What takes the coins of a funding back that the counterparty withholds."""
+    psbt = folder.read_exported(trade_id, "reclaim")
+    note = (
+        "The counterparty did not fund the escrow in time: this takes your coins back to your own wallet. Sign it with "
+        f"the wallet that holds them. Then: p2pnode trade psbt {trade_id.hex()[:16]} --import FILE"
+    )
+    return PsbtView(trade_id.hex(), "reclaim", txid_text(txid_of(psbt.unsigned)), note, text(psbt))
 
 
 def _payout(file: ContractFile) -> PsbtView:

@@ -46,6 +46,8 @@ def _phase_hint(state: TradeState) -> str:  # noqa: C901, PLR0911, PLR0912  (one
         case st.Accepting():
             return "preparing our side of the contract"
         case st.SigningFunding():
+            if state.funding.awaited:
+                return f"sign the escrow's funding with the wallet that holds your coins: {_by_hand(state)}"
             return "signing our part of the escrow's funding"
         case st.Accepted():
             if state.buys:
@@ -66,6 +68,8 @@ def _phase_hint(state: TradeState) -> str:  # noqa: C901, PLR0911, PLR0912  (one
         case st.Completed():
             return "the trade is complete"
         case st.Reclaiming():
+            if state.funding.awaited:
+                return f"sign with the wallet that holds your coins, to take them back: {_by_hand(state)}"
             return f"taking our coins back: {state.ending}"
         case st.Declined() | st.Cancelled():
             return f"the trade ended before it was funded: {state.ending}"
@@ -74,6 +78,11 @@ def _phase_hint(state: TradeState) -> str:  # noqa: C901, PLR0911, PLR0912  (one
             return f"look into this: {state.ending}{spender}"
         case _:
             assert_never(state.phase)
+
+
+def _by_hand(state: TradeState) -> str:
+    trade = state.trade_id.hex()[:16]
+    return f"p2pnode trade psbt {trade} --out FILE, sign that, then p2pnode trade psbt {trade} --import SIGNED"
 
 
 def _funding(state: TradeState) -> str:

@@ -248,6 +248,9 @@ class Explorer:
         """Carry out the first effect that is not done."""
         if node.world.pending:
             yield By.SELF, self._carried_out(node)
+        if node.world.pending and isinstance(node.world.pending[0], ev.SignFunding | ev.ReclaimCoins):
+            # The keys may be elsewhere: then a person is asked first.
+            yield By.CHAOS, self._feed(node, ev.SignatureAwaited())
 
     def _carried_out(self, node: Node) -> Node:
         """What an effect does to the world, and its result to the machine."""

@@ -11,6 +11,8 @@ import pytest
 from escrow.address import address_of
 from escrow.chain.blocks import parse_tx
 from escrow.coins import OutPoint, TxOut, txid_text
+from escrow.errors import GateRefused
+from escrow.hd import HARDENED, hash160
 from escrow.transactions import REPLACEABLE, build, vsize, weight, with_witnesses
 from escrow.wallet.account import Account
 from escrow.wallet.base import (
@@ -22,6 +24,7 @@ from escrow.wallet.base import (
     FeeRateTooHigh,
     InsufficientFunds,
     Label,
+    NothingToSign,
 )
 from escrow.wallet.coinselect import whole
 from escrow.wallet.engine import Keychain, WatchOnly
@@ -32,7 +35,8 @@ from protocol.types import Network
 from tests.regtest.chain_support import own_output, pay, until
 from tests.regtest.test_wallet import RATE, TRADE, Bench, fresh_seed, wallet_on
 
-STRANGER = address_of(b"\x00\x14" + b"s" * 20, Network.REGTEST)
+STRANGER_SCRIPT = b"\x00\x14" + b"s" * 20
+STRANGER = address_of(STRANGER_SCRIPT, Network.REGTEST)
 ESCROW = b"\x00\x20" + b"e" * 32
 
 
@@ -383,11 +387,34 @@ class TestEngines:
                 bench.wallet.send_all(STRANGER, RATE),
                 bench.wallet.consolidate(RATE),
                 bench.wallet.bump(coin.txid, RATE),
-                bench.wallet.select(10_000, RATE, holder=TRADE),
+                bench.wallet.double_spend(TRADE, RATE),
             ):
-                with pytest.raises(WatchOnly):
+                with pytest.raises((WatchOnly, NothingToSign)):
                     await spend
             assert bench.reservations.all() == ()
+            # For a trade its coins are chosen all the same: a person signs, and is told which keys are meant.
+            chosen = await bench.wallet.select(10_000, RATE, holder=TRADE)
+            with pytest.raises(WatchOnly):
+                await bench.wallet.double_spend(TRADE, RATE)
+            origin = bench.wallet.origin_of(chosen.inputs[0].script_pubkey)
+            assert origin is not None
+            assert origin.fingerprint == seed.master.fingerprint
+            assert hash160(origin.public) == chosen.inputs[0].script_pubkey[2:]
+            assert origin.path[:3] == (84 | HARDENED, 1 | HARDENED, HARDENED)
+            drafted = await bench.wallet.draft_double_spend(TRADE, RATE)
+            signer = NativeEngine(seed.master, Network.REGTEST)
+            for keychain in Keychain:
+                for index in range(5):
+                    signer.script(keychain, index)
+            witnesses = signer.sign(drafted.unsigned, dict(enumerate(drafted.previous)))
+            stolen = build([(chosen.inputs[0].outpoint, REPLACEABLE)], [TxOut(40_000, STRANGER_SCRIPT)])
+            with pytest.raises(GateRefused):
+                await bench.wallet.send_double_spend(TRADE, stolen, [witnesses[0]])
+            with pytest.raises(GateRefused):
+                await bench.wallet.send_double_spend(b"o" * 32, drafted.unsigned, [witnesses[0]])
+            sent = await bench.wallet.send_double_spend(TRADE, drafted.unsigned, [witnesses[0]])
+            assert sent.fee == drafted.fee
+            assert await bitcoind.rpc("getmempoolentry", txid_text(sent.txid))
 
 
 class TestRestoring:

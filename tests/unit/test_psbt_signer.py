@@ -3,47 +3,87 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
-from escrow.funding import derive_funding
+from escrow.chain.base import Rejected
+from escrow.coins import TxOut
+from escrow.funding import FundingPlan, derive_funding
 from escrow.keys import public_key
 from escrow.psbt import IN_ORIGIN, IN_PARTIAL, IN_PREVIOUS, BadPsbt, KeyOrigin, Psbt, StalePsbt, encode, field, keyed
-from p2pnode.signing import PsbtFolder, PsbtSigner
+from escrow.psbtplan import OwnSpend
+from escrow.transactions import REPLACEABLE, build, txid_of, with_witnesses
+from escrow.wallet.base import Sent
+from p2pnode.services.hints import hint
+from p2pnode.signing import PsbtFolder, PsbtSigner, Purpose
 from protocol import trade_events as ev
+from protocol.trade_state import TradeState
 from protocol.types import Side
 from tests.unit.escrow_support import NETWORK
 from tests.world import TwinNode, World
 
 
 class Device:
-    """Holds a node's keys; signs exported PSBTs as a hardware wallet does, by the origins in them."""
+    """Holds a node's keys; signs exported PSBTs as a hardware wallet does, by the origins in them.
+
+    It stands for the node's watch-only wallet as well: `origin_of` and the two of the double spend.
+    """
 
     def __init__(self, node: TwinNode, folder: Path) -> None:
         self.node = node
         self.folder = PsbtFolder(folder / f"{node.name}-psbts")
-        node.executor.signer = PsbtSigner(self.folder, self.origin)
+        node.executor.signer = PsbtSigner(self.folder, self)
 
         async def never(tx: bytes, *, holder: bytes) -> dict[int, tuple[bytes, ...]]:
             raise AssertionError("a watch-only wallet was asked to sign")
 
         self._sign = node.wallet.sign_inputs
         node.wallet.sign_inputs = never  # type: ignore[method-assign]
+        self.outbids = False
+        """The network has the funding: the next reclaim must bid more."""
+        self.rates: list[int] = []
 
-    def origin(self, script: bytes) -> KeyOrigin | None:
+    def origin_of(self, script: bytes) -> KeyOrigin | None:
         secret = self.node.wallet.scripts.get(script)
         return None if secret is None else KeyOrigin(public_key(secret), b"\1\2\3\4", (0x80000054, 0, 1))
 
+    async def draft_double_spend(self, holder: bytes, fee_rate: int) -> OwnSpend:
+        wallet = self.node.wallet
+        mine = sorted(o for o, h in wallet.held.items() if h == holder)
+        spent = [wallet.chain.outputs[o] for o in mine]
+        raws = {txid_of(raw): raw for _, raw in wallet.chain.everything()}
+        self.rates.append(fee_rate)
+        left = sum(o.value for o in spent) - fee_rate * 111 // 1_000
+        unsigned = build([(o, REPLACEABLE) for o in mine], [TxOut(left, wallet.script())])
+        return OwnSpend(unsigned, tuple(spent), tuple(raws[o.txid] for o in mine), fee_rate * 111 // 1_000)
+
+    async def send_double_spend(self, holder: bytes, unsigned: bytes, witnesses: Sequence[tuple[bytes, ...]]) -> Sent:
+        del holder
+        if self.outbids:
+            self.outbids = False
+            raise Rejected("insufficient fee, rejecting replacement")
+        raw = with_witnesses(unsigned, witnesses)
+        return Sent(self.node.wallet.chain.accept(raw), raw, 0)
+
+    @property
+    def trade(self) -> TradeState:
+        assert self.node.trade is not None
+        return self.node.trade
+
     @property
     def trade_id(self) -> bytes:
-        assert self.node.trade is not None
-        return self.node.trade.trade_id
+        return self.trade.trade_id
 
-    def asked(self) -> bool:
-        return self.node.trade is not None and self.folder.exported(self.trade_id).exists()
+    @property
+    def plan(self) -> FundingPlan:
+        assert self.trade.contract is not None
+        return derive_funding(self.trade.contract, NETWORK)
+
+    def asked(self, purpose: Purpose = "funding") -> bool:
+        return self.node.trade is not None and self.folder.exported(self.trade_id, purpose).exists()
 
     async def sign(self, psbt: Psbt) -> Psbt:
         witnesses = await self._sign(psbt.unsigned, holder=self.trade_id)
@@ -53,13 +93,10 @@ class Device:
             inputs[index][field(IN_PARTIAL, public)] = signature
         return Psbt(psbt.unsigned, tuple(inputs), psbt.outputs)
 
-    async def answer(self) -> None:
+    async def answer(self, purpose: Purpose = "funding") -> None:
         """As `p2pnode trade psbt --import` does."""
-        trade = self.node.trade
-        assert trade is not None
-        assert trade.contract is not None
-        signed = await self.sign(self.folder.read_exported(self.trade_id))
-        self.folder.take_over(self.trade_id, derive_funding(trade.contract, NETWORK), trade.side, signed)
+        signed = await self.sign(self.folder.read_exported(self.trade_id, purpose))
+        self.folder.take_over(self.trade_id, self.plan, self.trade.side, signed)
 
 
 @pytest_asyncio.fixture
@@ -153,3 +190,54 @@ async def test_leaving_while_a_person_is_asked_frees_the_coins(make: Callable[[S
     await world.until(lambda: not world.buyer.held, "release of the coins")
     assert world.buyer.phase == "Cancelled"
     assert world.buyer.engine.trades.trades_with_effects() == []
+
+
+async def test_person_who_signs_too_late_finds_the_trade_ended_and_the_coins_free(
+    make: Callable[[Side], World], tmp_path: Path
+) -> None:
+    """Nobody waits for ever: the deadline is a little before the peer's own."""
+    world = make(Side.SELL)
+    await world.begin()
+    device = Device(world.buyer, tmp_path)
+    await world.take()
+    await world.until(lambda: world.buyer.trade is not None and world.buyer.trade.funding.awaited, "being asked")
+    assert [t.name for t in world.buyer.engine.trades.timers(device.trade_id)] == ["signing"]
+    assert "p2pnode trade psbt" in hint(device.trade)
+    world.buyer.engine.apply(device.trade_id, ev.TimerFired("signing"))
+    await world.until(lambda: not world.buyer.held, "release of the coins")
+    assert world.buyer.phase == "Cancelled"
+    assert "not signed in time" in device.trade.ending
+    await world.until(lambda: world.seller.phase == "Cancelled", "the peer to hear of it")
+
+
+async def test_buyer_with_a_device_takes_its_coins_back_when_the_seller_withholds(
+    make: Callable[[Side], World], tmp_path: Path
+) -> None:
+    world = make(Side.SELL)
+    await world.begin()
+    device = Device(world.buyer, tmp_path)
+    await world.take()
+    await world.until(device.asked, "export")
+    await world.seller.down()
+    await device.answer()
+    await world.until(lambda: world.buyer.phase == "Funding", "signatures to be out")
+    world.buyer.engine.apply(device.trade_id, ev.TimerFired("funding"))
+    await world.until(lambda: device.asked("reclaim"), "the reclaim to be exported")
+    await world.until(lambda: device.trade.funding.awaited, "being asked")
+    assert "to take them back" in hint(device.trade)
+    first = device.folder.read_exported(device.trade_id, "reclaim")
+    # A stale one, such as the funding itself with its inputs swapped, is no reclaim.
+    device.outbids = True
+    await device.answer("reclaim")
+    await world.until(lambda: len(device.rates) == 2, "a higher bid to be asked for")
+    second = device.folder.read_exported(device.trade_id, "reclaim")
+    assert second.unsigned != first.unsigned
+    assert device.rates[1] >= 2 * device.rates[0] - 100
+    signed, plan = await device.sign(first), device.plan
+    with pytest.raises(StalePsbt):
+        device.folder.take_over(device.trade_id, plan, device.trade.side, signed)
+    await device.answer("reclaim")
+    await world.until(lambda: txid_of(second.unsigned) in world.chain.mempool, "the reclaim in the mempool")
+    world.chain.mine(2)
+    await world.until(lambda: world.buyer.phase == "Cancelled", "the end")
+    assert not world.buyer.held
