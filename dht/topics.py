@@ -61,6 +61,21 @@ def arbiters_topic(network: Network) -> bytes:
     return topic(b"p2pnode/arbiters", network)
 
 
+def reputation_topic(network: Network, persona: bytes) -> bytes:
+    """Where a persona's bond, its receipts, what others say of it, and proofs against it are found."""
+    return topic(b"p2pnode/standing", network, persona)
+
+
+def anchor_topic(network: Network, outpoint: bytes) -> bytes:
+    """Where everything that stands on one output of the chain (36 bytes) meets, so that nothing counts twice."""
+    return topic(b"p2pnode/anchor", network, outpoint)
+
+
+def equivocations_topic(network: Network) -> bytes:
+    """Where proofs against arbiters are found."""
+    return topic(b"p2pnode/exposed", network)
+
+
 def mailbox_topic(network: Network, persona: bytes) -> bytes:
     """Where sealed messages for a persona wait."""
     return topic(b"p2pnode/mailbox", network, persona)

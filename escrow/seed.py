@@ -13,6 +13,7 @@ The paths, all below `m/83696968'/7352944'/0'` (BIP85, our application number, l
     3'/r'/w0'/.../w8'   escrow key of role r in a trade: secp256k1
     4'/0'               key of backup files: XChaCha20-Poly1305
     5'/w0'/.../w8'      key of what we leave with a trade's counterparty: XSalsa20-Poly1305
+    6'/i'/h'            key of persona i's bond that is locked until height h: secp256k1
 
 w0 to w8 are the 32 bytes of the trade id in words of 31 bits, most significant bit first, the last word filled up with
 23 zero bits. So every trade and role has a key of its own, and mnemonic and contract alone give it back. 7352944 is
@@ -41,7 +42,7 @@ BIP85: Final = 83696968
 APPLICATION: Final = 0x703270
 LAYOUT: Final = 0
 
-_NODE, _PERSONA, _ARBITER, _ESCROW, _BACKUP, _KEEPSAKE = range(6)
+_NODE, _PERSONA, _ARBITER, _ESCROW, _BACKUP, _KEEPSAKE, _BOND = range(7)
 _WORD_COUNTS: Final = {12: 16, 15: 20, 18: 24, 21: 28, 24: 32}
 """Words of a mnemonic to bytes of entropy (BIP39)."""
 
@@ -147,6 +148,10 @@ class Seed:
     def keepsake_key(self, trade_id: bytes) -> bytes:
         """The 32-byte key of what we alone can read in a trade. Raises ValueError as `escrow_key` does."""
         return self._secret(_KEEPSAKE, *trade_words(trade_id))
+
+    def bond_key(self, index: int, lock_height: int) -> bytes:
+        """The secp256k1 secret of persona `index`'s bond that is locked until a height, 32 bytes."""
+        return _in_group(self._secret(_BOND, index, lock_height))
 
     def escrow_key(self, trade_id: bytes, role: EscrowRole) -> bytes:
         """The secp256k1 secret of one role in one trade, 32 bytes. Raises ValueError when the id has not 32 bytes."""

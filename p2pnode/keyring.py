@@ -49,6 +49,10 @@ class Keyring:
         """The secp256k1 base key of one of our personas as an arbiter. Raises NotFound."""
         return self.seed.arbiter_base_key(self._entry(persona)[0])
 
+    def bond_secret(self, persona: bytes, lock_height: int) -> bytes:
+        """The secp256k1 key of a bond of one of our personas. Raises NotFound."""
+        return self.seed.bond_key(self._entry(persona)[0], lock_height)
+
     def escrow_secrets(self, trade_id: bytes, side: Side) -> tuple[bytes, bytes]:
         """Our secp256k1 escrow keys of a trade: main branch, backup branch."""
         if side is Side.BUY:

@@ -10,7 +10,9 @@ from typing import Final
 
 from dht.records import RecordKind, RecordMeta
 from dht.topics import arbiters_topic, contact_topic, mailbox_topic, offer_topics, parcel_topic, receipt_topic
+from escrow.bond import check_bond
 from p2pnode.contacts import read_contact
+from p2pnode.reputation.kinds import reputation_kinds
 from protocol.announcement import ARBITER_WORK_BITS, MAX_ANNOUNCEMENT_LIFETIME, read_announcement
 from protocol.contact import CONTACT_WORK_BITS, MAX_CONTACT_LIFETIME
 from protocol.mailbox import (
@@ -47,6 +49,7 @@ def record_kinds(network: Network, *, offer_work: int = OFFER_WORK_BITS) -> tupl
             topics=offer_topics(network, value.currency, value.side, value.offer_id),
             issued=value.created,
             pow_bits=work_bits(envelope.id),
+            value=value,
         )
 
     def revocation(envelope: Envelope, _now: int) -> RecordMeta:
@@ -58,6 +61,7 @@ def record_kinds(network: Network, *, offer_work: int = OFFER_WORK_BITS) -> tupl
             expires=value.expires,
             topics=offer_topics(network, value.currency, value.side, value.offer_id),
             tombstone=True,
+            value=value,
         )
 
     def contact(envelope: Envelope, now: int) -> RecordMeta:
@@ -74,6 +78,8 @@ def record_kinds(network: Network, *, offer_work: int = OFFER_WORK_BITS) -> tupl
 
     def arbiter(envelope: Envelope, now: int) -> RecordMeta:
         value = read_announcement(envelope, network, now)
+        if value.bond is not None:
+            check_bond(value.bond, network, value.persona)
         return RecordMeta(
             publisher=value.persona,
             sub_key=b"",
@@ -167,4 +173,5 @@ def record_kinds(network: Network, *, offer_work: int = OFFER_WORK_BITS) -> tupl
             max_per_publisher=1,
             max_per_topic=MAILBOX_SLOTS,
         ),
+        *reputation_kinds(network),
     )

@@ -6,6 +6,7 @@ from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
+from protocol.bond import Bond
 from protocol.errors import Malformed, PeerViolation
 from protocol.types import (
     Blocks,
@@ -20,7 +21,6 @@ from protocol.types import (
     Sats,
     Sequence,
     ShortTerms,
-    Txid,
     UnixTime,
 )
 from protocol.wire import Envelope, Kind, unpack
@@ -49,17 +49,6 @@ class FeeTerms(Struct, frozen=True, array_like=True, forbid_unknown_fields=True)
     def fee(self, amount: int) -> int:
         """The fee in satoshis for a trade of `amount` satoshis; the share is rounded up."""
         return max(self.floor, min(self.cap, -(-amount * self.share // 1_000_000)))
-
-
-class Bond(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A time-locked output that the arbiter proves it owns: a cost of forging a new name."""
-
-    txid: Txid
-    vout: Annotated[int, Meta(ge=0, le=65_535)]
-    value: PositiveSats
-    lock_height: Annotated[int, Meta(ge=1, le=499_999_999)]
-    key: PubKey33
-    proof: Annotated[bytes, Meta(min_length=64, max_length=64)]
 
 
 class Announcement(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

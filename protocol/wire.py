@@ -72,6 +72,11 @@ class Kind(IntEnum):
     MAIL_SLIP = 64
     MAIL_CHUNK = 66
     MAIL_ANSWER = 68
+    RECEIPT = 70
+    RECEIPT_HALF = 71
+    RATING = 72
+    RULING_RECEIPT = 74
+    BOND = 76
 
     @property
     def limit(self) -> int:
@@ -114,6 +119,11 @@ _LIMITS: Final[dict[Kind, int]] = {
     Kind.MAIL_SLIP: 512,
     Kind.MAIL_CHUNK: 1_024,
     Kind.MAIL_ANSWER: 512,
+    Kind.RECEIPT: 512,
+    Kind.RECEIPT_HALF: 1_024,
+    Kind.RATING: 1_024,
+    Kind.RULING_RECEIPT: 1_024,
+    Kind.BOND: 512,
 }
 
 
