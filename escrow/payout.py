@@ -75,22 +75,19 @@ def branch_of(outcome: Outcome) -> Branch:
     return outcome.branch if isinstance(outcome, RulingOutcome) else Branch.MAIN
 
 
-def derive_payout(
-    contract: Contract, network: Network, outcome: Outcome = RELEASE, *, rate: int | None = None
-) -> PayoutPlan:
-    """The payout of a contract for `outcome`.
+def rate_of(contract: Contract, outcome: Outcome) -> int:
+    """The fee rate that an outcome pays; a release says one only where it was signed again."""
+    return contract.fees.payout if outcome.rate is None else outcome.rate
 
-    It pays the outcome's own rate; a release has none and pays the contract's, or `rate` where both sign it again.
+
+def derive_payout(contract: Contract, network: Network, outcome: Outcome = RELEASE) -> PayoutPlan:
+    """The payout of a contract for `outcome`, which pays the outcome's own rate (`rate_of`).
+
     Raises BadPayout (a rate outside the contract's band, no backup branch, a share over one whole, nothing left to
     pay), UnsupportedScript, and what `derive_funding` raises.
     """
     branch = branch_of(outcome)
-    if isinstance(outcome, ReleaseOutcome):
-        rate = contract.fees.payout if rate is None else rate
-    elif rate is None:
-        rate = outcome.rate
-    else:
-        raise BadPayout("a settlement's or ruling's fee rate is part of it")
+    rate = rate_of(contract, outcome)
     if not contract.fees.payout <= rate <= contract.fees.payout_max:
         raise BadPayout("the payout's fee rate is outside the band that the contract allows")
     funding = derive_funding(contract, network)

@@ -59,7 +59,7 @@ from escrow.sizes import OVERHEAD_WEIGHT, input_weight, is_p2tr, is_p2wpkh, outp
 from escrow.transactions import NotATransaction, Witness, find_output, parse, scripts_of
 from protocol.contract import Contract
 from protocol.errors import P2PError
-from protocol.outcome import Outcome, ReleaseOutcome
+from protocol.outcome import Outcome
 from protocol.types import FeeRate, Network, Side
 
 _MEANS: Final = proprietary(0)
@@ -70,7 +70,6 @@ _DEFAULT: Final = bytes(4)
 
 class _Meaning(Struct, frozen=True, forbid_unknown_fields=True):
     outcome: Outcome
-    rate: FeeRate | None = None
 
 
 # --- funding -----------------------------------------------------------------------------------------------------
@@ -214,10 +213,8 @@ def payout_psbt(
     network: Network,
     plan: PayoutPlan,
     signatures: Mapping[Role, bytes] | None = None,
-    *,
-    rate: int | None = None,
 ) -> Psbt:
-    """A payout with the signatures (DER) that are there; `rate` as `derive_payout` had it.
+    """A payout with the signatures (DER) that are there.
 
     The funding in it has no witnesses; its txid is the same.
     """
@@ -229,7 +226,7 @@ def payout_psbt(
         **{field(IN_ORIGIN, key): hash160(key)[:4] for key in keys},
         **_partial(plan, signatures or {}),
     }
-    meaning = msgspec.json.encode(_Meaning(plan.outcome, rate))
+    meaning = msgspec.json.encode(_Meaning(plan.outcome))
     return Psbt(plan.unsigned, (fields,), tuple({} for _ in plan.outputs), {_MEANS: meaning})
 
 
@@ -262,8 +259,8 @@ def _given(fields: Map) -> dict[bytes, bytes]:
     return keyed(fields, IN_PARTIAL)
 
 
-def payout_of(contract: Contract, network: Network, psbt: Psbt) -> tuple[PayoutPlan, int | None]:
-    """The payout that a PSBT of ours says it is, derived from the contract, and the rate as `derive_payout` takes it.
+def payout_of(contract: Contract, network: Network, psbt: Psbt) -> PayoutPlan:
+    """The payout that a PSBT of ours says it is, derived from the contract.
 
     `read_payout` then tells whether it is. Raises BadPsbt when it does not say, and what `derive_payout` raises.
     """
@@ -276,8 +273,7 @@ def payout_of(contract: Contract, network: Network, psbt: Psbt) -> tuple[PayoutP
         meaning = msgspec.json.decode(hint, type=_Meaning)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
         raise BadPsbt("the PSBT is damaged: what it says of its payout can't be read") from e
-    rate = meaning.rate if isinstance(meaning.outcome, ReleaseOutcome) else None
-    return derive_payout(contract, network, meaning.outcome, rate=rate), rate
+    return derive_payout(contract, network, meaning.outcome)
 
 
 def _partial(plan: PayoutPlan, signatures: Mapping[Role, bytes]) -> dict[bytes, bytes]:

@@ -121,10 +121,8 @@ def recover(
     plan: PayoutPlan,
     signer: Signer,
     given: Mapping[Role, bytes],
-    *,
-    rate: int | None = None,
 ) -> Recovered:
-    """Sign `plan`, add what others have signed, and complete it if that is enough; `rate` as `derive_payout` had it.
+    """Sign `plan`, add what others have signed, and complete it if that is enough.
 
     Raises NotOurs, BadPayoutSignature for a signature in `given` that is not valid, GateRefused.
     """
@@ -139,8 +137,8 @@ def recover(
     tx = None
     if not missing:
         tx = assemble_payout(plan, signatures)
-        gate_payout(contract, network, tx, plan.outcome, rate=rate)
-    psbt = payout_psbt(contract, network, plan, signatures, rate=rate)
+        gate_payout(contract, network, tx, plan.outcome)
+    psbt = payout_psbt(contract, network, plan, signatures)
     return Recovered(plan, signatures, missing, tx, psbt)
 
 

@@ -66,19 +66,12 @@ def gate_funding(contract: Contract, network: Network, tx: bytes) -> bool:
     return consensus_holds(tx, plan.spent)
 
 
-def gate_payout(
-    contract: Contract,
-    network: Network,
-    tx: bytes,
-    outcome: Outcome = RELEASE,
-    *,
-    rate: int | None = None,
-) -> bool:
+def gate_payout(contract: Contract, network: Network, tx: bytes, outcome: Outcome = RELEASE) -> bool:
     """All gates for a signed payout; whether Bitcoin Core's verifier was one.
 
     Raises GateRefused, and BadPayout for an outcome that the contract forbids.
     """
-    plan = derive_payout(contract, network, outcome, rate=rate)
+    plan = derive_payout(contract, network, outcome)
     same_as_derived(tx, plan.unsigned)
     payout_signatures_hold(plan, tx)
     payout_finalisation_holds(plan, tx)

@@ -29,7 +29,7 @@ from protocol.contract import Contract, contract_id, trade_id, verify_contract
 from protocol.errors import LocalError, P2PError, UserError
 from protocol.outcome import Outcome, ReleaseOutcome
 from protocol.trade_state import TradeState
-from protocol.types import Branch, FeeRate, Height, Network, Side
+from protocol.types import Branch, Height, Network, Side
 from protocol.wire import Kind, pack, unpack
 
 _MAX_FILE: Final = 200_000
@@ -55,12 +55,11 @@ class BadContractFile(UserError):
 
 
 class HeldSignature(Struct, frozen=True):
-    """A signature (DER) on a payout that another role gave. `rate`: of a release, where it is not the contract's."""
+    """A signature (DER) on a payout that another role gave."""
 
     role: Role
     outcome: Outcome
     signature: bytes
-    rate: FeeRate | None = None
 
 
 class ContractFile(Struct, frozen=True):
@@ -79,7 +78,6 @@ class _Held(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
     role: Literal["buyer", "seller", "arbiter"]
     outcome: Outcome
     signature: Hex
-    rate: FeeRate | None = None
 
 
 class _Document(Struct, frozen=True, forbid_unknown_fields=True):
@@ -175,7 +173,7 @@ def dump(file: ContractFile) -> bytes:
         taker_signature=None if file.taker_signature is None else file.taker_signature.hex(),
         funding_height=file.funding_height,
         signatures=tuple(
-            _Held(h.role.name.lower(), h.outcome, h.signature.hex(), h.rate)  # type: ignore[arg-type]
+            _Held(h.role.name.lower(), h.outcome, h.signature.hex())  # type: ignore[arg-type]
             for h in file.signatures
         ),
     )
@@ -232,10 +230,10 @@ def _checked(document: _Document) -> ContractFile:
         if signature is not None:
             verify_contract(contract, network, persona, bytes.fromhex(signature))
     held = tuple(
-        HeldSignature(Role[h.role.upper()], h.outcome, bytes.fromhex(h.signature), h.rate) for h in document.signatures
+        HeldSignature(Role[h.role.upper()], h.outcome, bytes.fromhex(h.signature)) for h in document.signatures
     )
     for one in held:
-        plan = derive_payout(contract, network, one.outcome, rate=one.rate)
+        plan = derive_payout(contract, network, one.outcome)
         check_payout_signature(plan, one.role, one.signature)
     return ContractFile(
         contract=contract,

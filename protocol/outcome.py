@@ -13,8 +13,13 @@ from protocol.contract import Contract
 from protocol.types import Branch, FeeRate, Ppm, Sats, ScriptPubKey, Side
 
 
-class ReleaseOutcome(Struct, frozen=True, tag="release"):
-    """The seller released: the buyer gets the amount, both get their deposits."""
+class ReleaseOutcome(Struct, frozen=True, tag="release", omit_defaults=True):
+    """The seller released: the buyer gets the amount, both get their deposits.
+
+    `rate` is None for the contract's own fee rate, else what both have signed it again at.
+    """
+
+    rate: FeeRate | None = None
 
 
 class SettlementOutcome(Struct, frozen=True, tag="settlement"):
@@ -41,6 +46,8 @@ class RulingOutcome(Struct, frozen=True, tag="ruling"):
         return (Side.BUY,) if self.buyer_share * 2 > 1_000_000 else (Side.SELL,)
 
 
+Agreement = ReleaseOutcome | SettlementOutcome
+"""What the two parties sign, and may sign again at a higher fee rate."""
 Outcome = ReleaseOutcome | SettlementOutcome | RulingOutcome
 
 

@@ -95,7 +95,7 @@ def _reclaim(trade_id: bytes, folder: PsbtFolder) -> PsbtView:
 def _payout(file: ContractFile) -> PsbtView:
     """The release, with the signatures that others gave."""
     plan = derive_payout(file.contract, file.network)
-    given = {h.role: h.signature for h in file.signatures if (h.outcome, h.rate) == (ReleaseOutcome(), None)}
+    given = {h.role: h.signature for h in file.signatures if h.outcome == ReleaseOutcome()}
     psbt = payout_psbt(file.contract, file.network, plan, given)
     trade_id = file.contract.trade_id.hex()
     note = (

@@ -18,7 +18,7 @@ from escrow import recovery
 from escrow.address import address_of, script_of
 from escrow.coins import txid_text
 from escrow.errors import BadPayoutSignature
-from escrow.payout import PayoutPlan, check_payout_signature, derive_payout
+from escrow.payout import PayoutPlan, check_payout_signature, derive_payout, rate_of
 from escrow.psbt import MAX_PSBT, BadPsbt, Psbt, read, text
 from escrow.psbtplan import payout_of, read_payout
 from escrow.recovery import Recovered, Signer
@@ -79,11 +79,10 @@ class RecoverView(Struct, frozen=True):
 
 
 class _Path(Struct, frozen=True):
-    """A payout that was chosen. `rate` as `derive_payout` takes it."""
+    """A payout that was chosen."""
 
     name: str
     plan: PayoutPlan
-    rate: FeeRate | None = None
 
 
 def recover(args: argparse.Namespace) -> RecoverView:
@@ -100,7 +99,7 @@ def recover(args: argparse.Namespace) -> RecoverView:
         recovery.check_open(file.contract, chosen.plan, height, args.tip)
     signer = _signer(args, file)
     given = _given(args, file, chosen, psbts)
-    done = recovery.recover(file.contract, file.network, chosen.plan, signer, given, rate=chosen.rate)
+    done = recovery.recover(file.contract, file.network, chosen.plan, signer, given)
     return _view(file, chosen, signer, done, height)
 
 
@@ -154,14 +153,12 @@ def _choose(args: argparse.Namespace, file: ContractFile, psbts: list[Psbt]) -> 
     if args.path == "sign":
         if len(psbts) != 1:
             raise BadInput("`sign` needs one PSBT of the payout: give it with --psbt FILE")
-        plan, own = payout_of(contract, network, psbts[0])
-        return _Path(_describe(plan.outcome), plan, own)
+        plan = payout_of(contract, network, psbts[0])
+        return _Path(_describe(plan.outcome), plan)
     rate = args.fee_rate if args.fee_rate is not None else contract.fees.payout
     match args.path:
         case "release":
-            outcome: Outcome = ReleaseOutcome()
-            own = args.fee_rate
-            return _Path(_describe(outcome), derive_payout(contract, network, outcome, rate=own), own)
+            outcome: Outcome = ReleaseOutcome(None if rate == contract.fees.payout else rate)
         case "refund":
             outcome = SettlementOutcome(cancelled_due(contract), rate)
         case "settle":
@@ -234,7 +231,7 @@ def _signer(args: argparse.Namespace, file: ContractFile) -> Signer:
 def _given(args: argparse.Namespace, file: ContractFile, chosen: _Path, psbts: Sequence[Psbt]) -> dict[Role, bytes]:
     """What others have signed: in the file, in PSBTs, and as it was typed."""
     plan = chosen.plan
-    given = {h.role: h.signature for h in file.signatures if (h.outcome, h.rate) == (plan.outcome, chosen.rate)}
+    given = {h.role: h.signature for h in file.signatures if h.outcome == plan.outcome}
     for psbt in psbts:
         given.update(read_payout(plan, psbt))
     for typed in args.signature:
@@ -272,10 +269,6 @@ def _read_psbt(name: str) -> Psbt:
 
 def _view(file: ContractFile, chosen: _Path, signer: Signer, done: Recovered, height: Height | None) -> RecoverView:
     plan, network = chosen.plan, file.network
-    if isinstance(plan.outcome, ReleaseOutcome):
-        rate = file.contract.fees.payout if chosen.rate is None else chosen.rate
-    else:
-        rate = plan.outcome.rate
     legal_from = None if height is None else recovery.opens_at(file.contract, plan, height)
     return RecoverView(
         trade_id=file.contract.trade_id.hex(),
@@ -291,7 +284,7 @@ def _view(file: ContractFile, chosen: _Path, signer: Signer, done: Recovered, he
             if o.owner is not None
         ),
         fee_sats=plan.fee,
-        fee_rate_sats_per_kvb=rate,
+        fee_rate_sats_per_kvb=rate_of(file.contract, plan.outcome),
         txid=txid_text(plan.txid),
         signed_by=tuple(_NAMES[role] for role in sorted(done.signatures)),
         missing=tuple(_NAMES[role] for role in done.missing),

@@ -20,7 +20,7 @@ from escrow.transactions import Witness, p2wpkh_code, sighash_v0, vsize
 from escrow.verify import gate_funding, gate_payout
 from p2pnode.regtest import COIN, RegtestNode
 from protocol.contract import Contract, FeeTerms
-from protocol.outcome import Outcome
+from protocol.outcome import Outcome, ReleaseOutcome
 from protocol.types import Branch, EscrowType, Network, Side
 from tests.unit.escrow_support import NETWORK, Coin, Deal, cancelled, coin, fixed, p2tr, p2wpkh, ruled, settled
 
@@ -88,12 +88,10 @@ async def fund(node: RegtestNode, deal: Deal, contract: Contract) -> tuple[Fundi
     return plan, tx
 
 
-def paid(
-    deal: Deal, contract: Contract, outcome: Outcome, *signers: Role, rate: int | None = None
-) -> tuple[PayoutPlan, bytes]:
-    plan = derive_payout(contract, NETWORK, outcome, rate=rate)
+def paid(deal: Deal, contract: Contract, outcome: Outcome, *signers: Role) -> tuple[PayoutPlan, bytes]:
+    plan = derive_payout(contract, NETWORK, outcome)
     tx = assemble_payout(plan, deal.signatures(contract, plan, *signers))
-    gate_payout(contract, NETWORK, tx, outcome, rate=rate)
+    gate_payout(contract, NETWORK, tx, outcome)
     return plan, tx
 
 
@@ -182,7 +180,7 @@ async def test_higher_rate_replaces_a_payout_that_waits(bitcoind: RegtestNode) -
     await fund(bitcoind, deal, contract)
     first, cheap = paid(deal, contract, RELEASE, Role.BUYER, Role.SELLER)
     await bitcoind.rpc("sendrawtransaction", cheap.hex())
-    second, dear = paid(deal, contract, RELEASE, Role.BUYER, Role.SELLER, rate=5_000)
+    second, dear = paid(deal, contract, ReleaseOutcome(5_000), Role.BUYER, Role.SELLER)
     await check_paid(bitcoind, second, dear)
     assert txid_text(first.txid) not in await bitcoind.rpc("getrawmempool")
 

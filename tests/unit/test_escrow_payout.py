@@ -25,7 +25,7 @@ from escrow.terms import check_contract
 from escrow.transactions import REPLACEABLE, parse, txid_of, vsize, witness_of
 from escrow.verify import gate_payout
 from protocol.contract import Contract
-from protocol.outcome import Outcome, RulingOutcome, pot
+from protocol.outcome import Outcome, ReleaseOutcome, RulingOutcome, pot
 from protocol.types import PPM, Branch, EscrowType, Network
 from tests.unit.escrow_support import FEES, NETWORK, SCRIPTS, Deal, cancelled, deals, fixed, p2wsh, ruled, settled
 
@@ -50,8 +50,9 @@ def payouts(draw: st.DrawFn) -> tuple[Deal, Contract, PayoutPlan, int]:
     ).map(lambda r: replace(r, forfeit=0) if 2 * r.buyer_share == PPM else r)
     whole = pot(contract)
     dues = st.integers(0, whole) | st.integers(0, 700) | st.integers(whole - 700, whole) | st.just(deal.buyer_deposit)
-    outcome: Outcome = draw(st.just(RELEASE) | dues.map(lambda due: settled(due, rate=rate)) | rulings)
-    plan = derive_payout(contract, NETWORK, outcome, rate=rate if outcome == RELEASE else None)
+    release = RELEASE if rate == contract.fees.payout else ReleaseOutcome(rate)
+    outcome: Outcome = draw(st.just(release) | dues.map(lambda due: settled(due, rate=rate)) | rulings)
+    plan = derive_payout(contract, NETWORK, outcome)
     return deal, contract, plan, rate
 
 
@@ -82,10 +83,10 @@ class TestForAnyContractAndOutcome:
     def test_any_two_of_three_can_spend(
         self, case: tuple[Deal, Contract, PayoutPlan, int], pair: tuple[Role, Role]
     ) -> None:
-        deal, contract, plan, rate = case
+        deal, contract, plan, _ = case
         signed = assemble_payout(plan, deal.signatures(contract, plan, *pair))
         assert txid_of(signed) == plan.txid
-        gate_payout(contract, NETWORK, signed, plan.outcome, rate=rate if plan.outcome == RELEASE else None)
+        gate_payout(contract, NETWORK, signed, plan.outcome)
 
     @given(deals())
     def test_release_at_the_contracts_rate_pays_exactly_what_is_due(self, deal: Deal) -> None:
@@ -214,7 +215,7 @@ class TestRates:
     @pytest.mark.parametrize("rate", [0, -1, FEES.payout - 1, FEES.payout_max + 1])
     def test_rate_outside_the_band_is_refused(self, rate: int) -> None:
         with pytest.raises(BadPayout, match="band"):
-            derive_payout(self.contract, NETWORK, rate=rate)
+            derive_payout(self.contract, NETWORK, ReleaseOutcome(rate))
 
     def test_settlement_and_ruling_are_held_to_the_band_too(self) -> None:
         for rate in (FEES.payout - 1, FEES.payout_max + 1):
@@ -222,13 +223,8 @@ class TestRates:
                 with pytest.raises(BadPayout, match="band"):
                     derive_payout(self.contract, NETWORK, outcome)
 
-    def test_rate_of_a_settlement_or_ruling_can_not_be_changed_beside_it(self) -> None:
-        for outcome in (settled(500_000), ruled(PPM)):
-            with pytest.raises(BadPayout, match="part of it"):
-                derive_payout(self.contract, NETWORK, outcome, rate=FEES.payout_max)
-
     def test_higher_rate_is_shared_by_both_and_replaces_the_first(self) -> None:
-        plans = [derive_payout(self.contract, NETWORK, rate=rate) for rate in (None, 2 * FEES.payout)]
+        plans = [derive_payout(self.contract, NETWORK, ReleaseOutcome(rate)) for rate in (None, 2 * FEES.payout)]
         extra = plans[1].fee - plans[0].fee
         assert plans[0].value(Role.BUYER) - plans[1].value(Role.BUYER) == extra // 2
         assert plans[0].value(Role.SELLER) - plans[1].value(Role.SELLER) == extra - extra // 2
@@ -237,7 +233,7 @@ class TestRates:
 
     def test_party_with_nothing_due_lets_the_other_pay(self) -> None:
         contract = Deal(buyer_deposit=0, seller_deposit=0).contract()
-        plain, dear = (derive_payout(contract, NETWORK, rate=rate) for rate in (None, FEES.payout_max))
+        plain, dear = (derive_payout(contract, NETWORK, ReleaseOutcome(rate)) for rate in (None, FEES.payout_max))
         assert plain.value(Role.BUYER) - dear.value(Role.BUYER) == dear.fee - plain.fee
 
     def test_output_at_the_dust_limit_is_kept(self) -> None:
@@ -260,7 +256,7 @@ class TestRates:
         with pytest.raises(BadPayout, match="arbiter's fee"):
             derive_payout(contract, NETWORK, ruled(PPM))
         with pytest.raises(BadPayout, match="fee is more"):
-            derive_payout(contract, NETWORK, rate=FEES.payout_max)
+            derive_payout(contract, NETWORK, ReleaseOutcome(FEES.payout_max))
 
 
 class TestBranches:
@@ -312,7 +308,7 @@ class TestSignatures:
         "other",
         [
             derive_payout(contract, NETWORK, cancelled(contract)),
-            derive_payout(contract, NETWORK, rate=2 * FEES.payout),
+            derive_payout(contract, NETWORK, ReleaseOutcome(2 * FEES.payout)),
             derive_payout(contract, NETWORK, ruled(PPM, branch=Branch.BACKUP)),
             derive_payout(replace(contract, price=contract.price + 1), NETWORK),
             derive_payout(contract, Network.SIGNET),

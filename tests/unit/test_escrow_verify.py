@@ -26,6 +26,7 @@ from escrow.verify import (
     payout_signatures_hold,
     same_as_derived,
 )
+from protocol.outcome import ReleaseOutcome
 from protocol.types import Branch, EscrowType, Side
 from tests.unit.escrow_support import NETWORK, Deal, cancelled, coin, fixed, p2wpkh, ruled
 
@@ -249,7 +250,7 @@ def test_gate_for_one_outcome_does_not_pass_another() -> None:
     with pytest.raises(GateRefused):
         gate_payout(CONTRACT, NETWORK, PAID, ruled(0, branch=Branch.BACKUP))
     with pytest.raises(BadPayout):
-        gate_payout(CONTRACT, NETWORK, PAID, rate=1)
+        gate_payout(CONTRACT, NETWORK, PAID, ReleaseOutcome(1))
 
 
 def test_facts_are_those_of_the_two_transactions() -> None:

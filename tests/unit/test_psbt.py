@@ -43,6 +43,7 @@ from escrow.psbt import (
 from escrow.psbtplan import funding_psbt, payout_of, payout_psbt, previous_by_txid, read_funding, read_payout
 from escrow.script import Role
 from escrow.transactions import Witness
+from protocol.outcome import ReleaseOutcome
 from protocol.types import Branch, Side
 from tests.unit.escrow_support import NETWORK, Deal, cancelled, coin, fixed, p2wpkh, ruled
 
@@ -290,15 +291,15 @@ def test_import_with_a_wrong_signature_is_refused(position: int) -> None:
 
 
 def test_payout_says_what_it_is_and_is_derived_again() -> None:
-    for outcome, rate in (
-        (PAYOUT.outcome, None),
-        (PAYOUT.outcome, 12_345),
-        (cancelled(CONTRACT), None),
-        (ruled(300_000, 50_000, branch=Branch.BACKUP), None),
+    for outcome in (
+        PAYOUT.outcome,
+        ReleaseOutcome(12_345),
+        cancelled(CONTRACT),
+        ruled(300_000, 50_000, branch=Branch.BACKUP),
     ):
-        plan = derive_payout(CONTRACT, NETWORK, outcome, rate=rate)
-        psbt = read(text(payout_psbt(CONTRACT, NETWORK, plan, rate=rate)).encode())
-        assert payout_of(CONTRACT, NETWORK, psbt) == (plan, rate)
+        plan = derive_payout(CONTRACT, NETWORK, outcome)
+        psbt = read(text(payout_psbt(CONTRACT, NETWORK, plan)).encode())
+        assert payout_of(CONTRACT, NETWORK, psbt) == plan
         assert read_payout(plan, psbt) == {}
 
 
@@ -307,7 +308,7 @@ def test_payout_that_lies_about_what_it_is_is_stale() -> None:
     refund = payout_psbt(CONTRACT, NETWORK, derive_payout(CONTRACT, NETWORK, cancelled(CONTRACT)))
     release = signed_payout()
     liar = Psbt(release.unsigned, release.inputs, release.outputs, refund.extra)
-    plan, _ = payout_of(CONTRACT, NETWORK, liar)
+    plan = payout_of(CONTRACT, NETWORK, liar)
     with pytest.raises(StalePsbt):
         read_payout(plan, liar)
 

@@ -19,7 +19,7 @@ from escrow.script import Role
 from escrow.seed import Seed, mnemonic_from_entropy
 from escrow.verify import gate_payout
 from p2pnode.contractfile import BadContractFile, ContractDirectory, ContractFile, HeldSignature, dump, load, parse
-from protocol.outcome import Outcome
+from protocol.outcome import Outcome, ReleaseOutcome
 from protocol.types import Branch, EscrowType, Network
 from tests.unit.escrow_support import NETWORK, cancelled, fixed, ruled, settled
 from tests.unit.recovery_support import SeededDeal, escrow_of
@@ -98,12 +98,12 @@ class TestPaths:
         gate_payout(CONTRACT, NETWORK, whole.tx, outcome)
 
     def test_release_at_a_higher_rate_within_the_band(self) -> None:
-        plan = derive_payout(CONTRACT, NETWORK, rate=20_000)
-        half = recover(CONTRACT, NETWORK, plan, self.signer(Role.SELLER), {}, rate=20_000)
-        whole = recover(CONTRACT, NETWORK, plan, self.signer(Role.BUYER), half.signatures, rate=20_000)
+        plan = derive_payout(CONTRACT, NETWORK, ReleaseOutcome(20_000))
+        half = recover(CONTRACT, NETWORK, plan, self.signer(Role.SELLER), {})
+        whole = recover(CONTRACT, NETWORK, plan, self.signer(Role.BUYER), half.signatures)
         assert whole.tx is not None
         with pytest.raises(BadPayout):
-            derive_payout(CONTRACT, NETWORK, rate=CONTRACT.fees.payout_max + 1)
+            derive_payout(CONTRACT, NETWORK, ReleaseOutcome(CONTRACT.fees.payout_max + 1))
 
     @pytest.mark.parametrize("outcome", OUTCOMES[:3])
     def test_arbiter_does_not_sign_what_is_for_the_parties_to_agree_on(self, outcome: Outcome) -> None:
@@ -253,7 +253,7 @@ class TestContractFile:
         for wrong in (
             HeldSignature(Role.BUYER, ours.outcome, ours.signature),
             HeldSignature(Role.SELLER, cancelled(CONTRACT), ours.signature),
-            HeldSignature(Role.SELLER, ours.outcome, ours.signature, 5_000),
+            HeldSignature(Role.SELLER, ReleaseOutcome(5_000), ours.signature),
         ):
             with pytest.raises(BadContractFile):
                 parse(dump(DEAL.file(held=(wrong,))))
