@@ -48,8 +48,10 @@ from p2pnode.reach.probe import Helper
 from p2pnode.reach.reachability import Reachability, own_ipv4
 from p2pnode.reach.relay import Relay
 from p2pnode.reach.service import RelayDoor
+from p2pnode.secondfactor import SecondFactor
 from p2pnode.services.arbiters import ArbiterService
 from p2pnode.services.events import EventService, IdempotencyService
+from p2pnode.services.guard import GuardService
 from p2pnode.services.market import Markets
 from p2pnode.services.node import NodeFacts, NodeService
 from p2pnode.services.offers import OfferService
@@ -206,6 +208,8 @@ class App:
             data_dir=config.data_dir,
             started=clock.now(),
         )
+        account = f"{network.name.lower()} {facts.persona.hex()[:8] if facts.persona else ''}".strip()
+        factor = SecondFactor(database, self.keyring.node.seed, clock, account)
         services = Services(
             node=NodeService(
                 facts,
@@ -226,6 +230,7 @@ class App:
             ),
             events=EventService(notices),
             idempotency=IdempotencyService(database, clock),
+            guard=GuardService(factor),
             offers=offers,
             trades=None if trading is None else trading.trade_service(),
             wallet=None if trading is None else trading.coin_service(),

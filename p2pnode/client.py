@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from base64 import b64encode
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -23,9 +23,10 @@ import msgspec
 
 from p2pnode.api import dispute_schema as d
 from p2pnode.api import schema
-from p2pnode.api.endpoint import Endpoint, Login, NodeNotRunning, find
+from p2pnode.api.endpoint import CODE_HEADER, Endpoint, Login, NodeNotRunning, find
 from p2pnode.api.errors import BadRequest, NotAuthorized
 from p2pnode.datadir import DataDir
+from p2pnode.secondfactor import CodeNeeded
 from protocol.errors import P2PError
 
 __all__ = ["ApiError", "Client", "NodeNotRunning", "NodeUnreachable", "P2PError", "schema"]
@@ -37,6 +38,7 @@ WAIT: Final = 25
 _PREFIX: Final = "/api/v1"
 
 A = TypeVar("A", bound=schema.Response)
+Code = Callable[[], Awaitable[str]]
 
 
 class ApiError(Exception):
@@ -60,16 +62,17 @@ class NodeUnreachable(P2PError):
 class Client:
     """A connection to one node's API; an async context manager."""
 
-    def __init__(self, login: Login, *, timeout: float = TIMEOUT) -> None:
-        """`timeout`: seconds for one answer."""
+    def __init__(self, login: Login, *, timeout: float = TIMEOUT, code: Code | None = None) -> None:
+        """`timeout`: seconds for one answer; `code`: gives a code of the second factor when one is asked for."""
         self._login = login
+        self._code = code
         self._timeout = timeout
         self._http: aiohttp.ClientSession | None = None
 
     @classmethod
-    def open(cls, data_dir: Path, *, timeout: float = TIMEOUT) -> Self:
+    def open(cls, data_dir: Path, *, timeout: float = TIMEOUT, code: Code | None = None) -> Self:
         """The client of the node of a data directory. Raises DataDirMissing, TooOpen, NodeNotRunning."""
-        return cls(find(DataDir(data_dir)), timeout=timeout)
+        return cls(find(DataDir(data_dir)), timeout=timeout, code=code)
 
     @property
     def endpoint(self) -> Endpoint:
@@ -314,6 +317,26 @@ class Client:
         """Announce the node's persona as an arbiter."""
         return await self._write("POST", "/arbiters/announcement", schema.ArbiterView, request)
 
+    # --- the second factor ----------------------------------------------------------------------------------------
+
+    async def second_factor(self) -> schema.FactorView:
+        """Whether codes are asked for."""
+        return await self._get("/second-factor", schema.FactorView)
+
+    async def second_factor_begin(self) -> schema.FactorSecret:
+        """Make a secret for a device."""
+        return await self._write("POST", "/second-factor", schema.FactorSecret, schema.Empty())
+
+    async def second_factor_confirm(self, code: str) -> schema.RecoveryCodes:
+        """Switch it on with a first code of the device."""
+        return await self._write(
+            "POST", "/second-factor/confirm", schema.RecoveryCodes, schema.FactorConfirm(code=code)
+        )
+
+    async def second_factor_remove(self) -> schema.FactorView:
+        """Switch it off."""
+        return await self._write("DELETE", "/second-factor", schema.FactorView)
+
     # --- events ---------------------------------------------------------------------------------------------------
 
     async def events(self, after: int | None = None, *, wait: int = 0, limit: int = 200) -> schema.EventPage:
@@ -348,11 +371,19 @@ class Client:
     async def _write(self, method: str, path: str, answer: type[A], body: schema.Request | None = None) -> A:
         key = secrets.token_urlsafe(24)
         try:
-            raw = await self._send(method, path, body, {}, key, self._timeout)
+            raw = await self._insist(method, path, body, key)
+        except ApiError as e:
+            if e.code != CodeNeeded.code or self._code is None:
+                raise
+            raw = await self._insist(method, path, body, key, await self._code())
+        return _decode(raw, answer)
+
+    async def _insist(self, method: str, path: str, body: schema.Request | None, key: str, code: str = "") -> bytes:
+        try:
+            return await self._send(method, path, body, {}, key, self._timeout, code)
         except _AnswerLost:
             # The node may have done it. The key makes asking again safe.
-            raw = await self._send(method, path, body, {}, key, self._timeout)
-        return _decode(raw, answer)
+            return await self._send(method, path, body, {}, key, self._timeout, code)
 
     async def _send(
         self,
@@ -362,8 +393,11 @@ class Client:
         query: dict[str, str],
         key: str | None,
         timeout: float,
+        code: str = "",
     ) -> bytes:
         headers = {"Authorization": self._login.authorization}
+        if code:
+            headers[CODE_HEADER] = code
         if body is not None:
             headers["Content-Type"] = "application/json"
         if key is not None:

@@ -17,6 +17,8 @@ from p2pnode.datadir import DataDir, check_private, write_private
 from protocol.errors import UserError
 
 COOKIE_USER = "__cookie__"
+CODE_HEADER = "P2PNode-Code"
+"""Carries a code of the second factor."""
 
 
 class NodeNotRunning(UserError):

@@ -109,6 +109,13 @@ class Ask(Generic[Q, B]):
         return self.services.wallet
 
 
+GUARDED: Final = frozenset({
+    "offer_create", "offer_edit", "offer_take", "trade_pay", "trade_release", "trade_settle", "trade_accept",
+    "dispute_complete", "case_rule", "send", "consolidate", "bump", "second_factor_remove",
+})  # fmt: skip
+"""Routes that need a code of the second factor, where that is on."""
+
+
 class Route(Struct, frozen=True, kw_only=True):
     """One method on one path. `{id}` in the path is the id of an offer or a trade."""
 
@@ -123,6 +130,11 @@ class Route(Struct, frozen=True, kw_only=True):
     status: int
     limit: int = BODY_LIMIT
     """Bytes of the largest body."""
+
+    @property
+    def guarded(self) -> bool:
+        """Whether it needs a code of the second factor, where that is on: whatever moves, locks or signs away coins."""
+        return self.name in GUARDED
 
     @property
     def writes(self) -> bool:
@@ -297,6 +309,14 @@ ROUTES: Final[tuple[Route, ...]] = (
          lambda ask: ask.services.arbiters.list(ask.query.currency, ask.query.method), s.ArbiterList, ArbiterQuery),
     _do("POST /arbiters/announcement", "announce", "Announce this node's persona as an arbiter",
         lambda ask: ask.services.arbiters.announce(ask.body), s.ArbiterView, s.AnnounceRequest, 201),
+    _get("/second-factor", "second_factor", "Whether codes of a second factor are asked for",
+         lambda ask: ask.services.guard.show(), s.FactorView, NoQuery),
+    _do("POST /second-factor", "second_factor_begin", "Make the secret of a second factor, for a device",
+        lambda ask: ask.services.guard.begin(), s.FactorSecret, s.Empty, 201),
+    _do("POST /second-factor/confirm", "second_factor_confirm", "Switch it on with a first code of the device",
+        lambda ask: ask.services.guard.confirm(ask.body.code), s.RecoveryCodes, s.FactorConfirm),
+    _do("DELETE /second-factor", "second_factor_remove", "Switch the second factor off",
+        lambda ask: ask.services.guard.remove(), s.FactorView, s.Empty),
     _get("/events", "events", "Events after a cursor, waiting for the first", _events, s.EventPage, EventQuery),
 )  # fmt: skip
 

@@ -179,6 +179,9 @@ class ApiServer:
                 return _respond(route.status, msgspec.json.encode(await route.call(ask)))
 
             async def act() -> Answer:
+                # Here and not before: an answer that is only told again needs no further code.
+                if route.guarded:
+                    await self._services.guard.check(request.headers.get(endpoint.CODE_HEADER, ""))
                 return Answer(route.status, msgspec.json.encode(await route.call(ask)))
 
             key = request.headers.get("Idempotency-Key", "")

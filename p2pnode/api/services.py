@@ -30,6 +30,8 @@ from p2pnode.api.schema import (
     ConsolidateRequest,
     DescriptorsView,
     EventView,
+    FactorSecret,
+    FactorView,
     FreezeRequest,
     HistoryView,
     LabelImport,
@@ -44,6 +46,7 @@ from p2pnode.api.schema import (
     PeerAdd,
     PeerList,
     PeerView,
+    RecoveryCodes,
     SendRequest,
     SentView,
     TakeRequest,
@@ -340,6 +343,30 @@ class Idempotency(Protocol):
         ...
 
 
+class Guard(Protocol):
+    """The second factor: codes of another device for what moves coins."""
+
+    async def show(self) -> FactorView:
+        """Whether codes are asked for."""
+        ...
+
+    async def begin(self) -> FactorSecret:
+        """Make a secret for a device. Raises IllegalTransition when the factor is on."""
+        ...
+
+    async def confirm(self, code: str) -> RecoveryCodes:
+        """Switch it on with a first code. Raises IllegalTransition, WrongCode, TooManyCodes."""
+        ...
+
+    async def remove(self) -> FactorView:
+        """Switch it off; the route has asked for a code."""
+        ...
+
+    async def check(self, code: str) -> None:
+        """That `code` is good now, if codes are asked for. Raises CodeNeeded, WrongCode, TooManyCodes."""
+        ...
+
+
 class Services(Struct, frozen=True, kw_only=True):
     """All that the API needs. What a role does not have is None, and its routes answer with RoleMissing."""
 
@@ -348,6 +375,7 @@ class Services(Struct, frozen=True, kw_only=True):
     arbiters: Arbiters
     events: Events
     idempotency: Idempotency
+    guard: Guard
     offers: Offers | None = None
     trades: Trades | None = None
     wallet: WalletService | None = None

@@ -23,11 +23,11 @@ def ask(
     import asyncio
 
     from p2pnode.client import Client
-    from p2pnode.console import requests
+    from p2pnode.console import codes, requests
     from p2pnode.console.tables import show
 
     async def talk() -> schema.Response | None:
-        async with Client.open(requests.data_dir(args)) as node:
+        async with Client.open(requests.data_dir(args), code=codes.ask_code) as node:
             return await act(node)
 
     view = asyncio.run(talk())

@@ -6,11 +6,13 @@ Progress goes to stderr and only to a terminal; stdout has the result and nothin
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
 from rich.console import Console
+from rich.status import Status
 
 from p2pnode.api.schema import TradeView
 from p2pnode.client import Client
@@ -30,6 +32,42 @@ class WaitedTooLong(UserError):
     code = 3160
 
 
+class _Spinner:
+    """The spinner that shows. It steps aside while a person is asked something."""
+
+    def __init__(self) -> None:
+        self._status: Status | None = None
+        self._asking = False
+
+    @contextmanager
+    def showing(self, status: Status) -> Iterator[None]:
+        self._status = status
+        if not self._asking:
+            status.start()
+        try:
+            yield
+        finally:
+            self._status = None
+            status.stop()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        self._asking = True
+        if self._status is not None:
+            self._status.stop()
+        try:
+            yield
+        finally:
+            self._asking = False
+            if self._status is not None:
+                self._status.start()
+
+
+_SPINNER: Final = _Spinner()
+aside = _SPINNER.aside
+"""A context in which no spinner shows, since a person is asked something."""
+
+
 async def busy(text: str, work: Awaitable[T], *, console: Console | None = None) -> T:
     """The result of `work`; a spinner with `text` on a terminal if it takes its time."""
     console = console or Console(stderr=True)
@@ -37,7 +75,7 @@ async def busy(text: str, work: Awaitable[T], *, console: Console | None = None)
     try:
         done, _ = await asyncio.wait([task], timeout=PATIENCE)
         if not done and console.is_terminal:
-            with console.status(clean(text)):
+            with _SPINNER.showing(console.status(clean(text))):
                 return await task
         return await task
     finally:

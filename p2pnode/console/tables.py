@@ -48,6 +48,12 @@ def render(view: Struct) -> RenderableType:  # noqa: C901, PLR0911, PLR0912  (on
             return _trades(view)
         case s.TradeView():
             return trade(view)
+        case s.FactorView():
+            return Text(_factor(view))
+        case s.FactorSecret():
+            return pairs([("secret", view.secret), ("uri", view.uri), ("next", "p2pnode 2fa confirm CODE")])
+        case s.RecoveryCodes():
+            return Text(_recovery(view))
         case s.BalanceView():
             return _balance(view)
         case s.AddressView():
@@ -332,3 +338,18 @@ def _price(offer: s.OfferView) -> str:
     limit = offer.price_limit_minor_per_btc
     bound = "" if limit is None else f", limit {format_minor(limit, offer.currency)}"
     return f"{text} (market {sign}{format_percent(offer.margin_ppm)}{bound})"
+
+
+def _factor(view: s.FactorView) -> str:
+    match view.state:
+        case "off":
+            return "The second factor is off: `p2pnode 2fa enable` switches it on."
+        case "pending":
+            return "The second factor waits for its first code: `p2pnode 2fa confirm CODE`."
+        case "on":
+            return f"The second factor is on; {view.recovery_left} recovery codes are left."
+
+
+def _recovery(view: s.RecoveryCodes) -> str:
+    codes = "\n".join(f"  {a}    {b}" for a, b in zip(view.codes[::2], view.codes[1::2], strict=True))
+    return f"The second factor is on. Recovery codes, each good once; they are not shown again:\n\n{codes}\n"

@@ -20,13 +20,17 @@ from p2pnode.api import schema as s
 from p2pnode.api.server import ApiServer
 from p2pnode.api.services import AmbiguousId, Recorded, Services
 from p2pnode.config import ApiConfig, KdfCost
+from p2pnode.database import Database
 from p2pnode.datadir import DataDir, write_private
 from p2pnode.keystore import create
 from p2pnode.money import format_minor
+from p2pnode.secondfactor import SecondFactor
+from p2pnode.services.guard import GuardService
 from protocol.errors import IllegalTransition, NotFound
 from protocol.identity import node_text, persona_text
 from protocol.offer import FixedPrice, deposit, volume
 from protocol.types import Network
+from tests.world import FixedClock
 
 WORDS = "legal winner thank year wave sausage worth useful legal winner thank yellow"
 PASSPHRASE = "correct horse"
@@ -60,6 +64,8 @@ class Twin:
         self.trouble: Exception | None = None
         self.hold: asyncio.Event | None = None
         self.news = asyncio.Event()
+        self.clock = FixedClock("twin")
+        self.factor = SecondFactor(Database(":memory:"), b"\x07" * 32, self.clock, "twin")
         self.claims = asyncio.Semaphore(0)
         """Released once for each idempotency key that is asked about."""
 
@@ -91,6 +97,7 @@ class Twin:
             arbiters=_Arbiters(self),
             events=_Events(self),
             idempotency=_Idempotency(self),
+            guard=GuardService(self.factor),
             offers=None if bootstrap else _Offers(self),
             trades=None if bootstrap else _Trades(self),
             wallet=None if bootstrap else _Wallet(self),

@@ -50,6 +50,7 @@ from p2pnode.api.schema.offers import (
     TakeRequest,
     price_text,
 )
+from p2pnode.api.schema.secondfactor import FactorConfirm, FactorSecret, FactorView, RecoveryCodes
 from p2pnode.api.schema.trades import CancelRequest, Empty, EscrowView, PayRequest, StepView, TradeList, TradeView
 from p2pnode.api.schema.wallet import (
     AddressRequest,
@@ -96,6 +97,9 @@ __all__ = [
     "EscrowView",
     "EventPage",
     "EventView",
+    "FactorConfirm",
+    "FactorSecret",
+    "FactorView",
     "FreezeRequest",
     "HistoryEntryView",
     "HistoryView",
@@ -117,6 +121,7 @@ __all__ = [
     "PeerView",
     "PersonaText",
     "Problem",
+    "RecoveryCodes",
     "Request",
     "Response",
     "Seconds",
