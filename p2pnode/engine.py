@@ -15,14 +15,16 @@ from msgspec.structs import replace
 
 from p2pnode.clock import Clock
 from p2pnode.conversations import Conversation, Conversations
+from p2pnode.divergence import TOPIC, Divergences
 from p2pnode.notices import Notices
 from p2pnode.tradestore import Heads, OutgoingMessage, Timer, TradeStore
 from protocol.attachment import Attachment
 from protocol.case_messages import CaseFile, CaseOpening, CasePayload, Evidence
-from protocol.dispute_events import OpenCase, SendToArbiter
+from protocol.dispute_events import ExposeArbiter, OpenCase, SendToArbiter
 from protocol.errors import IllegalTransition
 from protocol.identity import SigningKey
 from protocol.messages import AttachmentOffer, Claim, Header, Message, Payload, encode
+from protocol.ruling import Equivocation
 from protocol.trade import step
 from protocol.trade_events import (
     DeferredEffect,
@@ -41,6 +43,9 @@ from protocol.wire import Envelope
 
 MAX_FILE: Final = 900_000
 """Bytes of messages in a case file; what does not fit is left out (`transcript.fit`)."""
+
+DIVERGED: Final = 2145
+"""The code of `intake.Diverged`."""
 
 Listener = Callable[[TradeState], None]
 
@@ -104,6 +109,7 @@ class Engine:
         """`height` gives the height of the best block that the node has followed, `contact` our contact record."""
         self.trades = trades
         self.conversations = Conversations(trades, keys, network, height)
+        self.divergences = Divergences(trades, self.conversations, notices, network, clock)
         self._contact = contact
         self._notices = notices
         self._keys = keys
@@ -112,6 +118,9 @@ class Engine:
         self._listeners: list[Listener] = []
         self.files: Files | None = None
         """Takes note of files that are shown, by us and to us; set it before anything is sent or received."""
+        self.on_exposed: Callable[[Equivocation], None] | None = None
+        """Takes note of the proof that an arbiter ruled twice; called inside the commit that records the second ruling,
+        and again for a second proof of it."""
 
     def subscribe(self, listener: Listener) -> None:
         """Call `listener` with the new state after each commit."""
@@ -166,6 +175,9 @@ class Engine:
     def refused(self, conversation_or_trade: bytes, code: int, text: str) -> None:
         """A node will not take a message of ours: the peer's, an arbiter's, or a party's of a case of ours."""
         conversation = self.conversations.get(conversation_or_trade)
+        if code == DIVERGED:
+            trade = conversation_or_trade if conversation is None else conversation.trade_id
+            self._notices.add(TOPIC, self._clock.now(), trade_id=trade)
         if conversation is not None and conversation.arbitrates:
             self._notices.add("case-message-refused", self._clock.now(), trade_id=conversation.trade_id)
             self._notices.wake()
@@ -189,6 +201,9 @@ class Engine:
                 self._converse(state, branch, self._opening(state, claim, branch), now)
             case SendToArbiter(branch, payload):
                 self._converse(state, branch, payload, now)
+            case ExposeArbiter(proof):
+                if self.on_exposed is not None:
+                    self.on_exposed(proof)
             case SendMessage():
                 raise AssertionError("messages to the peer need the heads of their chain")
             case _:
@@ -217,8 +232,14 @@ class Engine:
             self.files.want(message.payload.attachment, envelope.signer, own_persona(state))
         return replace(heads, received=heads.received + 1, received_head=envelope.id)
 
+    def _now_at(self, state: TradeState) -> int:
+        """The best block that we know of: what a watch has told may be ahead of the tip that we were told."""
+        funding = state.funding
+        known = 0 if funding.height is None or not funding.depth else funding.height + funding.depth - 1
+        return max(self._height(), known)
+
     def _record_message(self, state: TradeState, heads: Heads, payload: Payload, now: int) -> Heads:
-        header = Header(state.trade_id, heads.sent, heads.sent_head, heads.received_head, self._height())
+        header = Header(state.trade_id, heads.sent, heads.sent_head, heads.received_head, self._now_at(state))
         kind, body = encode(header, payload)
         envelope = self._keys.persona_key(own_persona(state)).seal(kind, state.network, body)
         self.trades.add_message(state.trade_id, heads.sent, envelope.id, envelope.raw, now, out=True)

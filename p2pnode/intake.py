@@ -164,7 +164,7 @@ class Intake:
     async def deliver(self, peer: bytes, raw: bytes) -> bytes:
         """Handle one envelope from the node `peer`; the empty answer is the ack.
 
-        Raises PeerViolation or PeerRefusal; then nothing was recorded.
+        Raises PeerViolation or PeerRefusal; then nothing was recorded but, of a `Diverged`, the proof.
         """
         envelope = open_envelope(raw, self._network)
         kind = kind_of(envelope.kind)
@@ -180,14 +180,18 @@ class Intake:
                 raise BadSignature
             return b""
         log.debug("message received", extra={"kind": kind.name, "node": peer.hex()[:16]})
-        if kind in CASE_PAYLOAD_OF and self._converse(kind, envelope):
-            return b""
-        message = decode(envelope)
-        if isinstance(message.payload, Take):
-            await self._check_coins(message.payload)
-            self._take(message, message.payload)
-        else:
-            self._follow_up(message)
+        try:
+            if kind in CASE_PAYLOAD_OF and self._converse(kind, envelope):
+                return b""
+            message = decode(envelope)
+            if isinstance(message.payload, Take):
+                await self._check_coins(message.payload)
+                self._take(message, message.payload)
+            else:
+                self._follow_up(message)
+        except Diverged:
+            self._engine.divergences.met(envelope)
+            raise
         return b""
 
     # --- the take -------------------------------------------------------------------------------------------------

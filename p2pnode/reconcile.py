@@ -92,6 +92,9 @@ class Reconciler:
         ):
             self._notices.add("transcript-diverged", self._clock.now(), trade_id=link.trade_id)
             self._notices.wake()
+            if self._may_answer(link.chain):
+                # Our own heads show the other side the same.
+                self._spawn(link.chain)
             return
         with trades.database.transaction():
             for number in range(sync.received, heads.sent):

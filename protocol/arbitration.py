@@ -20,15 +20,19 @@ from msgspec.structs import replace
 from protocol import case_events as ce
 from protocol import trade_events as ev
 from protocol.case_events import AnyCasePhase, CaseEffect, CaseEvent, CaseState, PartyFacts
-from protocol.case_messages import CaseAccepted, CaseDeclined, CaseExtended, CaseRuling
+from protocol.case_messages import (
+    MAX_EVIDENCE,
+    MAX_LINES,
+    CaseAccepted,
+    CaseDeclined,
+    CaseExtended,
+    CaseRuling,
+)
 from protocol.errors import IllegalTransition
 from protocol.messages import ChatLine
 from protocol.outcome import RulingOutcome
 from protocol.ruling import arbiter_of
 from protocol.types import PPM, Side
-
-MAX_EVIDENCE: Final = 200
-"""Messages with evidence that one party may send in one case."""
 
 CaseStep = tuple[CaseState, tuple[CaseEffect, ...]]
 CaseHandler = Callable[[CaseState, CaseEvent], CaseStep]
@@ -132,13 +136,20 @@ def _evidence(state: CaseState, event: ce.EvidenceReceived) -> CaseStep:
 
 @_on(_ALL, ce.PartyChatReceived, to=())
 def _party_wrote(state: CaseState, event: ce.PartyChatReceived) -> CaseStep:
-    read = replace(state.party(event.side), head=event.message_id)
+    facts = state.party(event.side)
+    if facts.written >= MAX_LINES:
+        raise IllegalTransition("this party has written as much as one case allows")
+    read = replace(facts, written=facts.written + 1, head=event.message_id)
     return state.with_party(event.side, read), (ev.NotifyUser("case-chat"),)
 
 
 @_on((*_OPEN, ce.Deciding, ce.Ruled), ce.WriteParty, to=())
 def _write_party(state: CaseState, event: ce.WriteParty) -> CaseStep:
-    return state, (ce.SendToParty(event.side, ChatLine(event.text)),)
+    facts = state.party(event.side)
+    if facts.heard >= MAX_LINES:
+        raise IllegalTransition("you have written to this party as much as one case allows")
+    told = state.with_party(event.side, replace(facts, heard=facts.heard + 1))
+    return told, (ce.SendToParty(event.side, ChatLine(event.text)),)
 
 
 # --- accepting, declining, extending -----------------------------------------------------------------------------

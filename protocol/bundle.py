@@ -15,24 +15,29 @@ from msgspec import Meta, Struct
 from protocol.attachment import MAX_ATTACHMENT, Attachment, check_content, content_hash
 from protocol.case_messages import (
     MAX_TRANSCRIPT,
-    CaseAccepted,
-    CaseDeclined,
-    CaseExtended,
     CaseFile,
     CaseMessage,
-    CaseOpening,
     CaseRuling,
     Evidence,
     RawMessage,
     case_id,
 )
 from protocol.casefile import CheckedCase, branch_of, check_file, side_of
+from protocol.conduct import judge_conduct, opening_heights
 from protocol.errors import P2PError, PeerViolation
 from protocol.messages import AttachmentOffer
 from protocol.replay import Checks, Finding, replay
-from protocol.ruling import Equivocation, Ruling, check_ruling, read_ruling, text_hash
-from protocol.transcript import Fork, Transcript, find_fork, read_conversation, read_transcript
-from protocol.types import Network, PersonaId
+from protocol.ruling import Equivocation, Ruling, arbiter_of, check_ruling, read_ruling, text_hash
+from protocol.transcript import (
+    Fork,
+    Transcript,
+    check_fork,
+    find_fork,
+    header_of,
+    read_conversation,
+    read_transcript,
+)
+from protocol.types import Branch, Network, PersonaId
 from protocol.wire import MAX_ENVELOPE, Kind, open_envelope, pack, unpack
 
 MAX_BUNDLE: Final = 100_000_000
@@ -56,14 +61,18 @@ class Conversation(Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     messages: Annotated[tuple[RawCaseMessage, ...], Meta(max_length=MAX_TRANSCRIPT)]
 
 
-class Bundle(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=1):
-    """One case. `other` is the second party's copy of the trade's messages; empty where there is none."""
+class Bundle(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=2):
+    """One case. `other` is the second party's copy of the trade's messages; empty where there is none.
+
+    `forks` are pairs of messages that contradict each other, as a node of either side or an arbiter has met them.
+    """
 
     network: Network
     file: CaseFile
     other: Annotated[tuple[RawMessage, ...], Meta(max_length=MAX_TRANSCRIPT)]
     conversations: Annotated[tuple[Conversation, ...], Meta(max_length=4)]
     contents: Annotated[tuple[Content, ...], Meta(max_length=400)]
+    forks: Annotated[tuple[tuple[RawCaseMessage, RawCaseMessage], ...], Meta(max_length=16)] = ()
 
 
 class RulingSeen(Struct, frozen=True):
@@ -84,7 +93,7 @@ class Verdict(Struct, frozen=True):
     buyer_phase: str | None
     seller_phase: str | None
     rulings: tuple[RulingSeen, ...]
-    fork: Fork | None
+    forks: tuple[Fork, ...]
     equivocation: Equivocation | None
     attachments: tuple[tuple[Attachment, bool], ...]
     findings: tuple[Finding, ...]
@@ -109,20 +118,19 @@ def verify_bundle(data: bytes, checks: Checks) -> Verdict:
     fork = None
     if bundle.other:
         fork = find_fork(case.transcript, read_transcript(bundle.other, network, contract.trade_id, parties))
-        if fork is not None:
-            findings.append(Finding(fork.signer, fork.number, "signed two different messages with this number"))
+    forks = _forks(bundle, case, fork)
+    findings += [Finding(f.signer, f.number, "told two stories: signed messages that contradict it") for f in forks]
+    conversations = tuple(_conversation(c, case, network) for c in bundle.conversations)
     buyer_phase = seller_phase = None
     if case.transcript.omitted == 0:
-        judged = replay(case, network, checks)
+        judged = replay(case, network, checks, opening_heights(conversations))
         buyer_phase, seller_phase = judged.buyer_phase, judged.seller_phase
         findings += judged.findings
-    conversations = tuple(_conversation(c, case, network) for c in bundle.conversations)
     rulings = _rulings(conversations, case, network, checks)
     equivocation = _contradiction(rulings)
     if equivocation is not None:
         findings.append(Finding(equivocation.arbiter, None, "signed two different rulings for this contract"))
-    for conversation in conversations:
-        findings += _out_of_role(conversation, case)
+    findings += judge_conduct(case, conversations, {seen.raw: seen.ruling for seen in rulings})
     return Verdict(
         network=network,
         case=case,
@@ -130,7 +138,7 @@ def verify_bundle(data: bytes, checks: Checks) -> Verdict:
         buyer_phase=buyer_phase,
         seller_phase=seller_phase,
         rulings=rulings,
-        fork=fork,
+        forks=forks,
         equivocation=equivocation,
         attachments=_attachments(bundle, case, conversations),
         findings=tuple(findings),
@@ -175,17 +183,26 @@ def _contradiction(rulings: tuple[RulingSeen, ...]) -> Equivocation | None:
     return None
 
 
-def _out_of_role(conversation: Transcript[CaseMessage], case: CheckedCase) -> list[Finding]:
-    """Messages that only the other end of a conversation may send."""
-    parties = {case.contract.buyer.persona, case.contract.seller.persona}
-    theirs = (CaseAccepted, CaseDeclined, CaseExtended, CaseRuling)
-    found = []
-    for message in conversation.messages:
-        by_party = message.envelope.signer in parties
-        if isinstance(message.payload, theirs if by_party else (CaseOpening, Evidence)):
-            what = f"sent {type(message.payload).__name__}, which is not its to send"
-            found.append(Finding(message.envelope.signer, message.header.number, what))
-    return found
+def _forks(bundle: Bundle, case: CheckedCase, known: Fork | None) -> tuple[Fork, ...]:
+    """Every contradiction that the bundle proves. Raises BadBundle for one that proves nothing, or nothing here."""
+    contract = case.contract
+    arbiters = [terms.persona for branch in Branch if (terms := arbiter_of(contract, branch)) is not None]
+    parties = (contract.maker.persona, contract.taker.persona)
+    chains = {contract.trade_id: set(parties)}
+    chains |= {case_id(contract.trade_id, party, a): {party, a} for party in parties for a in arbiters}
+    found = [known] if known is not None else []
+    for first, second in bundle.forks:
+        try:
+            envelope = open_envelope(first, bundle.network, limit=MAX_ENVELOPE)
+            fork = Fork(envelope.signer, header_of(envelope).number, first, second)
+            chain = check_fork(fork, bundle.network)
+        except P2PError as e:
+            raise BadBundle(f"two messages in the bundle do not contradict each other: {e.detail}") from e
+        if fork.signer not in chains.get(chain, set()):
+            raise BadBundle("a contradiction in the bundle belongs to another trade")
+        if all((fork.signer, fork.number) != (f.signer, f.number) for f in found):
+            found.append(fork)
+    return tuple(found)
 
 
 def _attachments(

@@ -65,12 +65,17 @@ CASE_TERMINAL: Final = (Dismissed, Closed)
 
 
 class PartyFacts(Struct, frozen=True):
-    """One party in a case: its claim (None: it has not told its side), how much it showed, and its last message."""
+    """One party in a case: its claim (None: it has not told its side), how much it showed, and its last message.
+
+    `written` and `heard` count its lines of chat and ours to it.
+    """
 
     claim: Claim | None = None
     evidence: int = 0
     late: int = 0
     head: bytes = NONE_YET
+    written: int = 0
+    heard: int = 0
 
 
 class Decision(Struct, frozen=True):

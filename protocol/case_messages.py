@@ -23,6 +23,10 @@ from protocol.wire import MAX_ENVELOPE, Envelope, Kind, digest, pack, unpack
 
 MAX_TRANSCRIPT: Final = 2_000
 """Messages of a trade that an opening or a bundle may hold."""
+MAX_EVIDENCE: Final = 200
+"""Messages with evidence that one party may send in one case."""
+MAX_LINES: Final = 200
+"""Lines of chat that a party and an arbiter may each send the other in one case."""
 RawMessage = Annotated[bytes, Meta(min_length=100, max_length=500_000)]
 
 

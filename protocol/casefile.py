@@ -46,6 +46,7 @@ class CheckedCase(Struct, frozen=True):
     contract_id: bytes
     offer: Offer
     transcript: Transcript[Message]
+    taker_signature: bytes | None
 
 
 def check_file(file: CaseFile, network: Network) -> CheckedCase:
@@ -65,7 +66,7 @@ def check_file(file: CaseFile, network: Network) -> CheckedCase:
             raise BadCase("the contract does not follow from what the taker signed")
     except P2PError as e:
         raise BadCase(f"the case file does not hold: {e.detail}") from e
-    return CheckedCase(contract=contract, contract_id=identity, offer=offer, transcript=transcript)
+    return CheckedCase(contract, identity, offer, transcript, file.taker_signature)
 
 
 def derived(offer: Offer, transcript: Transcript[Message], network: Network) -> Contract:

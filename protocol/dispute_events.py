@@ -22,6 +22,7 @@ from protocol.messages import (
     Proposal,
 )
 from protocol.outcome import Outcome, RulingOutcome
+from protocol.ruling import Equivocation
 from protocol.types import Branch
 
 # --- commands of the user ---------------------------------------------------------------------------------------
@@ -235,6 +236,12 @@ class SendToArbiter(Struct, frozen=True, tag=True):
 
     branch: Branch
     payload: CasePayload
+
+
+class ExposeArbiter(Struct, frozen=True, tag=True):
+    """An arbiter has signed two rulings for this contract: here are both, for everybody to see."""
+
+    proof: Equivocation
 
 
 class SignOutcome(Struct, frozen=True, tag=True):

@@ -10,7 +10,7 @@ What only the curve can tell is asked of `Checks`, which `escrow/` implements.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, assert_never
 
 from msgspec import Struct
@@ -83,13 +83,17 @@ class _Player:
         return type(self.state.phase).__name__ if self.state is not None else "None"
 
 
-def replay(case: CheckedCase, network: Network, checks: Checks) -> Replay:
-    """Run both machines over a record without gaps. Raises what `Checks.facts` raises."""
-    return _Referee(case, network, checks).run()
+def replay(case: CheckedCase, network: Network, checks: Checks, heights: Mapping[bytes, int] | None = None) -> Replay:
+    """Run both machines over a record without gaps. Raises what `Checks.facts` raises.
+
+    `heights` are the blocks in which the parties themselves have told an arbiter that the escrow lies.
+    """
+    return _Referee(case, network, checks, heights or {}).run()
 
 
 class _Referee:
-    def __init__(self, case: CheckedCase, network: Network, checks: Checks) -> None:
+    def __init__(self, case: CheckedCase, network: Network, checks: Checks, heights: Mapping[bytes, int]) -> None:
+        self._heights = heights
         self._case = case
         self._network = network
         self._checks = checks
@@ -97,6 +101,10 @@ class _Referee:
         contract = case.contract
         self._maker, self._taker = _Player(contract.maker.persona), _Player(contract.taker.persona)
         self._findings: list[Finding] = []
+        proposed = [m.payload for m in case.transcript.messages if isinstance(m.payload, ms.Proposal)]
+        outcomes = [SettlementOutcome(p.buyer_due, p.rate) for p in proposed]
+        self._txids: dict[Outcome, bytes] = {}
+        self._proposals = {self._txid(outcome): outcome for outcome in outcomes}
 
     def run(self) -> Replay:
         for message in self._case.transcript.messages:
@@ -104,7 +112,7 @@ class _Referee:
             if message.envelope.signer != sender.persona:
                 sender, other = other, sender
             self._read_mail(sender, message.header.seen)
-            complaint = self._content(message) or self._play(sender, message.payload)
+            complaint = self._content(message) or self._play(sender, message.payload) or self._late(sender, message)
             if complaint:
                 self._findings.append(Finding(sender.persona, message.header.number, complaint))
             other.mail.append(message)
@@ -177,19 +185,36 @@ class _Referee:
         return None if good else "gave a payout signature that is not valid"
 
     def _proposed(self, txid: bytes) -> SettlementOutcome | None:
-        proposals = [m.payload for m in self._case.transcript.messages if isinstance(m.payload, ms.Proposal)]
-        for proposal in proposals:
-            outcome = SettlementOutcome(proposal.buyer_due, proposal.rate)
-            if self._txid(outcome) == txid:
-                return outcome
-        return None
+        return self._proposals.get(txid)
 
     def _txid(self, outcome: Outcome) -> bytes:
         """The payout's id; empty for one that the contract forbids."""
-        try:
-            return self._checks.payout_txid(self._case.contract, self._network, outcome)
-        except P2PError:
-            return b""
+        if outcome not in self._txids:
+            try:
+                self._txids[outcome] = self._checks.payout_txid(self._case.contract, self._network, outcome)
+            except P2PError:
+                self._txids[outcome] = b""
+        return self._txids[outcome]
+
+    def _late(self, sender: _Player, message: ms.Message) -> str | None:
+        """What came at the wrong block, by its sender's own word."""
+        state, height = sender.state, message.header.height
+        if state is None or not height or not isinstance(message.payload, ms.Paid | ms.Disputed):
+            return None
+        ends = self._window_ends(sender, state)
+        if ends is None:
+            return None
+        if isinstance(message.payload, ms.Paid) and height > ends:
+            return f"declared its payment at block {height}, {height - ends} blocks after its time was over"
+        waits = isinstance(message.payload, ms.Disputed) and not state.buys and isinstance(state.phase, st.Funded)
+        if waits and state.dispute is not None and state.dispute.peer_claim is None and height < ends:
+            return f"asked the arbiter at block {height}, {ends - height} blocks before the buyer's time was over"
+        return None
+
+    def _window_ends(self, sender: _Player, state: st.TradeState) -> int | None:
+        """The block with which the time to pay was over, by where the sender itself has said that the escrow lies."""
+        contract, told = self._case.contract, self._heights.get(sender.persona)
+        return None if told is None else told + contract.confirmations - 1 + contract.payment_window + state.extension
 
     # --- what a message is an act of ---------------------------------------------------------------------------------
 
@@ -261,7 +286,8 @@ class _Referee:
                 return dv.ProposeSettlement(buyer_due, rate), signed_outcome
             case ms.Agreed(txid, signature):
                 proposed = self._proposed(txid) or SettlementOutcome(0, 0)
-                return dv.AcceptSettlement(txid), dv.OutcomeSigned(proposed, txid, signature)
+                signed_too = dv.OutcomeSigned(proposed, txid, signature)
+                return dv.AcceptSettlement(txid), signed_too, dv.OutcomeBroadcast(txid)
             case ms.Disputed(claim):
                 window = (ev.TimerFired("payment"),) if state is not None and not state.buys else ()
                 return *window, dv.OpenDispute(claim)

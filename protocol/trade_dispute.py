@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from protocol import dispute_events as dv
 from protocol import trade_events as ev
 from protocol import trade_state as st
-from protocol.case_messages import Evidence
+from protocol.case_messages import MAX_EVIDENCE, MAX_LINES, Evidence
 from protocol.errors import IllegalTransition
 from protocol.messages import ChatLine, Claim, Disputed
 from protocol.outcome import ReleaseOutcome, RulingOutcome, SettlementOutcome
@@ -99,12 +99,27 @@ def _disputed(state: TradeState) -> DisputeFacts:
 
 @on(ALIVE, dv.SendEvidence, to=())
 def _send_evidence(state: TradeState, event: dv.SendEvidence) -> Step:
-    return state, (dv.SendToArbiter(_heard_by(state), Evidence(event.text, event.attachments)),)
+    """Our own node keeps to the limits, for the arbiter's would refuse all that comes after."""
+    branch = _heard_by(state)
+    facts = _disputed(state).arbiter(branch)
+    if facts.shown >= MAX_EVIDENCE:
+        raise IllegalTransition("you have shown as much as one case allows")
+    shown = _with_arbiter(state, branch, replace(facts, shown=facts.shown + 1))
+    return shown, (dv.SendToArbiter(branch, Evidence(event.text, event.attachments)),)
 
 
 @on(ALIVE, dv.WriteArbiter, to=())
 def _write_arbiter(state: TradeState, event: dv.WriteArbiter) -> Step:
-    return state, (dv.SendToArbiter(_heard_by(state), ChatLine(event.text)),)
+    branch = _heard_by(state)
+    facts = _disputed(state).arbiter(branch)
+    if facts.written >= MAX_LINES:
+        raise IllegalTransition("you have written to the arbiter as much as one case allows")
+    written = _with_arbiter(state, branch, replace(facts, written=facts.written + 1))
+    return written, (dv.SendToArbiter(branch, ChatLine(event.text)),)
+
+
+def _with_arbiter(state: TradeState, branch: Branch, facts: ArbiterFacts) -> TradeState:
+    return replace(state, dispute=_disputed(state).with_arbiter(branch, facts))
 
 
 def _heard_by(state: TradeState) -> Branch:
@@ -158,7 +173,10 @@ def _case_extended(state: TradeState, event: dv.CaseExtendedReceived) -> Step:
 @on((*_HEARING, *_OVER), dv.ArbiterChatReceived, to=())
 def _arbiter_chat(state: TradeState, event: dv.ArbiterChatReceived) -> Step:
     del event
-    return state, (ev.NotifyUser("arbiter-chat"),)
+    if state.talk.arbiters >= 2 * MAX_LINES:
+        raise IllegalTransition("the arbiters have written as much as one case allows")
+    heard = replace(state, talk=replace(state.talk, arbiters=state.talk.arbiters + 1))
+    return heard, (ev.NotifyUser("arbiter-chat"),)
 
 
 @on((*_HEARING, *_OVER), dv.CaseDeclinedReceived, to=())
@@ -196,7 +214,8 @@ def _pass_over(state: TradeState, branch: Branch, answer: Answer, text: str) -> 
 @on((st.Anomalous,), dv.RulingReceived, to=(st.Completed,))
 def _ruling_received(state: TradeState, event: dv.RulingReceived) -> Step:
     """The first that we hear of the dispute, perhaps; and its payout may be on our chain before it."""
-    if isinstance(state.phase, st.Completed):
+    over = isinstance(state.phase, st.Completed)
+    if over and state.dispute is None:
         return state, ()
     ruling = RulingFacts(event.ruling_id, event.raw, event.text, event.outcome, event.txid, event.signature)
     branch, dispute = event.outcome.branch, state.dispute or DisputeFacts()
@@ -208,10 +227,15 @@ def _ruling_received(state: TradeState, event: dv.RulingReceived) -> Step:
     else:
         known, topic = replace(facts, contradiction=ruling), "arbiter-contradicts-itself"
     told = replace(state, dispute=dispute.with_arbiter(branch, known))
+    proof = told.equivocation(branch)
+    exposed = (dv.ExposeArbiter(proof),) if proof is not None else ()
+    if over:
+        # Nothing is to be done any more; but an arbiter that rules twice is exposed whenever that comes out.
+        return told, (*exposed, ev.NotifyUser(topic))
     began = _begin(told) if state.dispute is None and not isinstance(state.phase, st.Anomalous) else ()
     judged, seen = judge_spend(told)
     acting, more = _act(judged) if facts.ruling is None else (judged, ())
-    return acting, (*began, *seen, ev.NotifyUser(topic), *more)
+    return acting, (*began, *seen, *exposed, ev.NotifyUser(topic), *more)
 
 
 def _in_force(state: TradeState) -> RulingFacts | None:

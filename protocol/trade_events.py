@@ -19,6 +19,7 @@ from protocol.dispute_events import (
     DisputeCommand,
     DisputePeerEvent,
     DisputeResult,
+    ExposeArbiter,
     OpenCase,
     SendToArbiter,
     SignOutcome,
@@ -206,11 +207,11 @@ class FundingSigned(Struct, frozen=True, tag=True):
     accept: Accept | None = None
 
 
-class FundingBroadcast(Struct, frozen=True, tag=True):
 class SignatureAwaited(Struct, frozen=True, tag=True):
     """Our coins' keys are elsewhere: a person was asked to sign the funding, or the reclaim of our coins."""
 
 
+class FundingBroadcast(Struct, frozen=True, tag=True):
     """Our backend took the funding transaction."""
 
 
@@ -256,8 +257,8 @@ EffectResult = (
     ContributionReady
     | ContributionFailed
     | FundingSigned
-    | FundingBroadcast
     | SignatureAwaited
+    | FundingBroadcast
     | FundingRefused
     | PayoutSigned
     | PayoutBroadcast
@@ -335,7 +336,7 @@ class NotifyUser(Struct, frozen=True, tag=True):
     topic: str
 
 
-RecordedEffect = SendMessage | SetTimer | StopTimer | NotifyUser | OpenCase | SendToArbiter
+RecordedEffect = SendMessage | SetTimer | StopTimer | NotifyUser | OpenCase | SendToArbiter | ExposeArbiter
 """Done by the very commit that records the step: they only change rows."""
 
 DeferredEffect = (

@@ -77,6 +77,8 @@ def _release(state: TradeState, event: ev.Release) -> Step:
     only(Side.SELL, state, "release the escrow")
     if not state.buried:
         raise IllegalTransition("the escrow is not buried deep enough: wait before releasing")
+    if any(o.own_signature is not None and o.peer_signature is not None for o in state.settlement.options):
+        raise IllegalTransition("both have signed a settlement, which is being paid out")
     return replace(state, phase=st.Releasing()), (ev.SignPayout(),)
 
 

@@ -26,6 +26,8 @@ from protocol.types import Side
 
 MAX_OPTIONS: Final = 16
 """Settlements that one side may have signed in one trade."""
+MAX_TALK: Final = 500
+"""Times that one side may speak in one trade. So the whole record of a trade always fits into a case file."""
 MAX_WINDOW: Final = 65_535
 """Blocks of a payment window with all its extensions."""
 _OVER: Final = (st.Completed, st.Anomalous)
@@ -137,7 +139,7 @@ def _outcome_broadcast(state: TradeState, event: dv.OutcomeBroadcast) -> Step:
 def _request_extension(state: TradeState, event: dv.RequestExtension) -> Step:
     only(Side.BUY, state, "ask for more time to pay")
     _check_extension(state, event.blocks)
-    return state, (ev.SendMessage(ExtensionRequest(event.blocks, event.reason)),)
+    return _spoke(state), (ev.SendMessage(ExtensionRequest(event.blocks, event.reason)),)
 
 
 @on((st.Funded,), dv.GrantExtension, to=())
@@ -145,7 +147,7 @@ def _grant_extension(state: TradeState, event: dv.GrantExtension) -> Step:
     """The window protects the seller; so it alone can lengthen it, and needs no consent for that."""
     only(Side.SELL, state, "give more time to pay")
     _check_extension(state, event.blocks)
-    extended, effects = _extend(state, event.blocks)
+    extended, effects = _extend(_spoke(state), event.blocks)
     return extended, (*effects, ev.SendMessage(Extension(event.blocks)))
 
 
@@ -153,16 +155,17 @@ def _grant_extension(state: TradeState, event: dv.GrantExtension) -> Step:
 def _extension_requested(state: TradeState, event: dv.ExtensionRequested) -> Step:
     del event
     only(Side.SELL, state, "be asked for more time to pay")
-    return state, (ev.NotifyUser("extension-requested"),) if isinstance(state.phase, st.Funded) else ()
+    return _listened(state), (ev.NotifyUser("extension-requested"),) if isinstance(state.phase, st.Funded) else ()
 
 
 @on((st.Funding, *ALIVE, *_OVER), dv.ExtensionReceived, to=())
 def _extension_received(state: TradeState, event: dv.ExtensionReceived) -> Step:
     only(Side.BUY, state, "be given more time to pay")
+    heard = _listened(state)
     if not isinstance(state.phase, st.Funding | st.Funded):
-        return state, ()
+        return heard, ()
     _check_extension(state, event.message.blocks)
-    extended, effects = _extend(state, event.message.blocks)
+    extended, effects = _extend(heard, event.message.blocks)
     return extended, (*effects, ev.NotifyUser("extension-granted"))
 
 
@@ -184,22 +187,36 @@ _LISTENING: Final = (*_TALKING, st.Accepting, st.Accepted, st.SigningFunding, st
 
 @on(_TALKING, dv.SendChat, to=())
 def _send_chat(state: TradeState, event: dv.SendChat) -> Step:
-    return state, (ev.SendMessage(ChatLine(event.text)),)
+    return _spoke(state), (ev.SendMessage(ChatLine(event.text)),)
 
 
 @on(_TALKING, dv.SendAttachment, to=())
 def _send_attachment(state: TradeState, event: dv.SendAttachment) -> Step:
-    return state, (ev.SendMessage(AttachmentOffer(event.attachment, event.note)),)
+    return _spoke(state), (ev.SendMessage(AttachmentOffer(event.attachment, event.note)),)
 
 
 @on(_LISTENING, dv.ChatReceived, to=())
 def _chat_received(state: TradeState, event: dv.ChatReceived) -> Step:
     """Also where we would not write: the peer's chain may be a block ahead of ours."""
     del event
-    return state, (ev.NotifyUser("chat"),)
+    return _listened(state), (ev.NotifyUser("chat"),)
 
 
 @on(_LISTENING, dv.AttachmentReceived, to=())
 def _attachment_received(state: TradeState, event: dv.AttachmentReceived) -> Step:
     del event
-    return state, (ev.NotifyUser("attachment"),)
+    return _listened(state), (ev.NotifyUser("attachment"),)
+
+
+def _spoke(state: TradeState) -> TradeState:
+    """We say something. Our own node keeps to the limit, for the peer's would refuse all that comes after it."""
+    if state.talk.own >= MAX_TALK:
+        raise IllegalTransition("you have said as much as one trade allows")
+    return replace(state, talk=replace(state.talk, own=state.talk.own + 1))
+
+
+def _listened(state: TradeState) -> TradeState:
+    """The peer says something. Raises IllegalTransition for more than any honest node would send."""
+    if state.talk.peer >= MAX_TALK:
+        raise IllegalTransition("the counterparty has said as much as one trade allows")
+    return replace(state, talk=replace(state.talk, peer=state.talk.peer + 1))

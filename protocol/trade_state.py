@@ -217,13 +217,18 @@ class Answer(IntEnum):
 
 
 class ArbiterFacts(Struct, frozen=True):
-    """One arbiter in a dispute. `contradiction` is a second, different ruling, kept as a proof and never acted on."""
+    """One arbiter in a dispute. `contradiction` is a second, different ruling, kept as a proof and never acted on.
+
+    `shown` and `written` count our evidence and our lines of chat.
+    """
 
     answer: Answer = Answer.WAITING
     text: str = ""
     extended: bool = False
     ruling: RulingFacts | None = None
     contradiction: RulingFacts | None = None
+    shown: int = 0
+    written: int = 0
 
 
 class DisputeFacts(Struct, frozen=True):
@@ -254,6 +259,17 @@ class DisputeFacts(Struct, frozen=True):
         return tuple(r for r in found if r is not None)
 
 
+class TalkFacts(Struct, frozen=True):
+    """How often each side has spoken: lines of chat, files, requests for time and what was given of it.
+
+    `arbiters`: lines of chat of both arbiters.
+    """
+
+    own: int = 0
+    peer: int = 0
+    arbiters: int = 0
+
+
 class TradeState(Struct, frozen=True):
     """One trade as one node knows it."""
 
@@ -278,6 +294,7 @@ class TradeState(Struct, frozen=True):
     window_passed: bool = False
     settlement: SettlementFacts = SettlementFacts()
     dispute: DisputeFacts | None = None
+    talk: TalkFacts = TalkFacts()
     ending: str = ""
 
     @property

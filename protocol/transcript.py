@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 
 from msgspec import Struct
 
-from protocol.case_messages import CaseMessage, decode_case
+from protocol.case_messages import CASE_PAYLOAD_OF, MAX_TRANSCRIPT, CaseMessage, decode_case
 from protocol.errors import P2PError, PeerViolation
 from protocol.messages import NONE_YET, Header, Message, decode
 from protocol.types import Network
@@ -31,7 +31,10 @@ class BadTranscript(PeerViolation):
 
 
 class Fork(Struct, frozen=True):
-    """Two messages of one chain with one number, both signed by `signer`: it told two stories."""
+    """Two messages of one chain that can't both be true, both signed by `signer`: it told two stories.
+
+    Either both have the number `number`, or the second follows it and names another message than the first before it.
+    """
 
     signer: bytes
     number: int
@@ -133,18 +136,28 @@ def find_fork(one: Transcript[M], other: Transcript[M]) -> Fork | None:
     return None
 
 
-def check_fork(fork: Fork, network: Network, header_of: Callable[[Envelope], Header]) -> bytes:
+def check_fork(fork: Fork, network: Network) -> bytes:
     """The chain (trade or case) in which `fork.signer` told two stories. Raises BadTranscript."""
     first, second = (open_envelope(raw, network, limit=MAX_ENVELOPE) for raw in (fork.first, fork.second))
     one, other = header_of(first), header_of(second)
-    same = one.trade_id == other.trade_id and one.number == other.number == fork.number
-    if not same or first.id == second.id or not first.signer == second.signer == fork.signer:
+    doubled = other.number == one.number and first.id != second.id
+    rewritten = other.number == one.number + 1 and other.prev != first.id
+    same = one.trade_id == other.trade_id and one.number == fork.number
+    if not same or not (doubled or rewritten) or not first.signer == second.signer == fork.signer:
         raise BadTranscript("these two messages are no fork")
     return one.trade_id
 
 
+def header_of(envelope: Envelope) -> Header:
+    """Where a message of a trade or of a conversation stands. Raises Malformed."""
+    if envelope.kind in CASE_PAYLOAD_OF:
+        # A line of chat is the same in both.
+        return decode_case(envelope).header
+    return decode(envelope).header
+
+
 def fit(raws: Sequence[bytes], limit: int, network: Network, *, keep_take: bool) -> tuple[bytes, ...]:
-    """The messages of a record that fit in `limit` bytes, in their order.
+    """The messages of a record that fit in `limit` bytes, at most MAX_TRANSCRIPT of them, in their order.
 
     Left out first is what may be ignored (odd kinds), the longest first; then, unless `keep_take`, Take and Accept.
     Else a peer could make a record too long to be shown to an arbiter.
@@ -155,7 +168,7 @@ def fit(raws: Sequence[bytes], limit: int, network: Network, *, keep_take: bool)
     if not keep_take:
         spare += [i for i in sizes if kinds[i] in (Kind.TAKE, Kind.ACCEPT)]
     for index in spare:
-        if sum(sizes.values()) <= limit:
+        if sum(sizes.values()) <= limit and len(sizes) <= MAX_TRANSCRIPT:
             break
         del sizes[index]
     return tuple(raws[index] for index in sorted(sizes))

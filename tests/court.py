@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 from p2pnode.cases.desk import CaseDesk
@@ -20,7 +21,7 @@ from protocol.types import Branch, EscrowType, Side
 from protocol.wire import Envelope, Kind, pack
 from protocol.work import find_work
 from tests.twins import TwinChain, TwinPost
-from tests.world import NETWORK, NOW, TwinNode, World
+from tests.world import NETWORK, NOW, PATIENCE, TwinNode, World
 
 
 class CourtNode(TwinNode):
@@ -163,6 +164,24 @@ class Court(World):
         """A party opens, or answers; returns when the arbiter has it."""
         self.give(node, dv.OpenDispute(Claim(text, share)))
         await self.until(lambda: not node.engine.trades.recipients() or not node.alive, "openings delivered")
+
+    async def backup_hears(self) -> None:
+        """The backup arbiter has the case, sees the escrow, and was told both sides."""
+        await self.until(lambda: self.backup.case is not None, "the backup is asked by itself")
+        for side in Side:
+            await self.until(
+                lambda side=side: self.backup.case is not None and self.backup.case.party(side).claim is not None,  # type: ignore[misc]
+                f"the {side.name} side's claim",
+            )
+        await self.until(lambda: self.backup.case is not None and self.backup.case.buried, "the escrow")
+
+    async def until_up(self, done: Callable[[], bool], what: str) -> None:
+        """As `until`, but a node that was taken down stays down."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + PATIENCE
+        while not done():
+            assert loop.time() < deadline, f"never came to: {what}"
+            await asyncio.sleep(0.002)
 
     async def pause(self) -> None:
         """Let everything run for a moment."""

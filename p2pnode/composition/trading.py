@@ -162,7 +162,8 @@ class Trading:
         g = self._ground
         if self.desk is None:
             return None
-        return CaseService(self.desk, self.engine.conversations, g.wallet, g.clock, g.files)
+        engine = self.engine
+        return CaseService(self.desk, engine.conversations, engine.divergences, g.wallet, g.clock, g.files)
 
     def coin_service(self) -> CoinService:
         """The wallet."""

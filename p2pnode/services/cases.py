@@ -18,6 +18,7 @@ from p2pnode.cases.desk import CaseDesk
 from p2pnode.cases.store import StoredCase
 from p2pnode.clock import Clock
 from p2pnode.conversations import Conversation, Conversations
+from p2pnode.divergence import Divergences, pairs
 from p2pnode.idprefix import id_range
 from p2pnode.money import format_minor
 from p2pnode.services.deadlines import deadline
@@ -75,6 +76,7 @@ class CaseService:
         self,
         desk: CaseDesk,
         conversations: Conversations,
+        divergences: Divergences,
         wallet: Wallet,
         clock: Clock,
         files: AttachmentStore | None = None,
@@ -84,6 +86,7 @@ class CaseService:
         self._cases = desk.cases
         self._db = desk.cases.database.connection
         self._conversations = conversations
+        self._divergences = divergences
         self._wallet = wallet
         self._clock = clock
         self._files = files
@@ -251,7 +254,8 @@ class CaseService:
             if c.heads.sent or c.heads.received
         )
         other = files[1].messages if len(files) > 1 else ()
-        return Bundle(state.network, files[0], other, talks, self._contents(files[0], talks, state))
+        forks = pairs(self._divergences.of_trade(state.trade_id))
+        return Bundle(state.network, files[0], other, talks, self._contents(files[0], talks, state), forks)
 
     def _contents(
         self, file: CaseFile, talks: Sequence[bundles.Conversation], state: ce.CaseState

@@ -10,6 +10,7 @@ from escrow.coins import txid_bytes, txid_text
 from p2pnode.api import dispute_schema as d
 from p2pnode.attachments import AttachmentStore
 from p2pnode.clock import Clock
+from p2pnode.divergence import pairs
 from p2pnode.engine import Engine, case_file
 from p2pnode.services.deadlines import deadline
 from p2pnode.services.dispute_views import (
@@ -155,7 +156,8 @@ class DisputeService:
             if c.heads.sent or c.heads.received
         )
         contents = tuple(self._contents(conversations, state))
-        data = build_bundle(Bundle(state.network, case_file(state, self._trades), (), conversations, contents))
+        forks = pairs(self._engine.divergences.of_trade(state.trade_id))
+        data = build_bundle(Bundle(state.network, case_file(state, self._trades), (), conversations, contents, forks))
         return d.BundleView(trade=state.trade_id.hex(), size_bytes=len(data), bundle=b64encode(data).decode())
 
     def _contents(self, conversations: Sequence[Conversation], state: TradeState) -> list[bytes]:

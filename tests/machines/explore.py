@@ -178,7 +178,7 @@ class Explorer:
                     timers.discard(name)
                 case dv.OpenCase(branch, _):
                     asked.add(branch)
-                case ev.NotifyUser() | ev.SendMessage() | dv.SendToArbiter():
+                case ev.NotifyUser() | ev.SendMessage() | dv.SendToArbiter() | dv.ExposeArbiter():
                     continue
                 case ev.WatchEscrow() | ev.StopWatching() | ev.ReleaseCoins():
                     continue

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from protocol import dispute_events as dv
 from protocol import trade_events as ev
 from protocol.attachment import Attachment
+from protocol.case_messages import MAX_TRANSCRIPT
 from protocol.errors import IllegalTransition
 from protocol.messages import Agreed, AttachmentOffer, ChatLine, Proposal
 from protocol.outcome import SettlementOutcome, cancelled_due
+from protocol.trade_settling import MAX_OPTIONS, MAX_TALK
+from protocol.trade_state import TalkFacts
 from protocol.types import Side
 from tests.machines.duel import Duel, Seat, tagged, txid_of
 
@@ -184,8 +188,24 @@ class TestChat:
         before = duel.buyer.state
         do(duel, duel.seller, dv.SendChat("hello"))
         do(duel, duel.seller, dv.SendAttachment(FILE))
-        assert duel.buyer.state == before
+        assert before is not None
+        assert duel.buyer.state == replace(before, talk=TalkFacts(peer=2))
         assert ChatLine("hello") in duel.seller.sent
+
+    def test_talk_has_an_end_on_both_sides_at_once(self) -> None:
+        """A peer could fill our disk, and make a record too long to be shown to an arbiter."""
+        duel = funded()
+        for _ in range(MAX_TALK):
+            do(duel, duel.seller, dv.SendChat("x"))
+        for more in (dv.SendChat("x"), dv.SendAttachment(FILE), dv.GrantExtension(1)):
+            with pytest.raises(IllegalTransition, match="as much as"):
+                duel.seller.feed(more)
+        with pytest.raises(IllegalTransition, match="as much as"):
+            duel.buyer.feed(dv.ChatReceived(ChatLine("from a modified node")))
+        # The machine's other messages have limits of their own: together they fit into one case file.
+        assert 2 * (MAX_TALK + MAX_OPTIONS + 16) < MAX_TRANSCRIPT
+        duel.pay()
+        assert duel.seller.phase == "Paid", "the trade itself goes on"
 
     @pytest.mark.parametrize("event", [dv.SendChat("hi"), dv.SendAttachment(FILE)])
     def test_chat_waits_for_a_contract(self, event: ev.TradeEvent) -> None:

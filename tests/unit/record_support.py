@@ -89,6 +89,8 @@ class Record:
             self.announced[Branch.MAIN][0].raw,
         )
         self.chains = {side: Chain(self.keys[side]) for side in Side}
+        self.height = 0
+        """The block that whoever speaks has followed."""
         self.cases: dict[tuple[Side, Branch], tuple[Chain, Chain, list[bytes]]] = {}
 
     def _party(self, side: Side) -> Party:
@@ -136,7 +138,7 @@ class Record:
     def say(self, side: Side, payload: Payload) -> Envelope:
         """The next message of a party, read by the other at once."""
         own, other = self.chains[side], self.chains[side.other]
-        header = Header(self.contract.trade_id, own.sent, own.head, own.seen)
+        header = Header(self.contract.trade_id, own.sent, own.head, own.seen, self.height)
         kind, body = encode(header, payload)
         envelope = own.key.seal(kind, self.network, body)
         own.sent, own.head, other.seen = own.sent + 1, envelope.id, envelope.id
@@ -188,7 +190,7 @@ class Record:
         party, arbiter, raws = self.case(side, branch)
         own, other = (arbiter, party) if by_arbiter else (party, arbiter)
         chain = case_id(self.contract.trade_id, self.keys[side].public, self.arbiters[branch].public)
-        kind, body = encode_case(Header(chain, own.sent, own.head, own.seen), payload)
+        kind, body = encode_case(Header(chain, own.sent, own.head, own.seen, self.height), payload)
         envelope = own.key.seal(kind, self.network, body)
         own.sent, own.head, other.seen = own.sent + 1, envelope.id, envelope.id
         raws.append(envelope.raw)
