@@ -12,8 +12,10 @@ from escrow.chain.cbf import CbfConfig, CbfView
 from escrow.chain.council import CouncilView
 from escrow.chain.driver import Backend
 from escrow.chain.electrum import ElectrumConfig, ElectrumView
+from escrow.chain.esplora import EsploraConfig, EsploraView
 from escrow.chain.follow import FollowedChain
 from escrow.chain.rpc import CookieLogin, Login, PasswordLogin
+from escrow.chain.tls import Trust, split_pin
 from escrow.chain.view import ChainView
 from escrow.wallet.account import Account
 from escrow.wallet.birthday import first_block
@@ -51,6 +53,8 @@ def make_backend(config: Config, clock: Clock) -> Backend:
                 views.append(CbfView(_cbf(config, clock), clock.now, random.SystemRandom()))
             case "electrum":
                 views += [ElectrumView(_electrum(config, url, clock), clock.now) for url in chain.electrum]
+            case "esplora":
+                views += [EsploraView(_esplora(config, url, clock), clock.now) for url in chain.esplora]
             case _:
                 assert_never(kind)
     # What tells of blocks by itself need not be asked often; on regtest blocks come at any time.
@@ -91,11 +95,24 @@ def _cbf(config: Config, clock: Clock) -> CbfConfig:
     )
 
 
-def _electrum(config: Config, url: str, clock: Clock) -> ElectrumConfig:
+def _electrum(config: Config, address: str, clock: Clock) -> ElectrumConfig:
+    url, pin = split_pin(address)
     return ElectrumConfig(
         network=config.network,
         url=url,
-        certificates=config.chain.certificates,
+        trust=Trust(config.chain.certificates, pin),
+        folder=DataDir(config.data_dir).path / CHAIN_FOLDER / _folder_name(url),
+        from_height=_first_height(config, clock.now()),
+        fallback_fee_rate=config.trade.fallback_fee_rate_sats_per_kvb,
+    )
+
+
+def _esplora(config: Config, address: str, clock: Clock) -> EsploraConfig:
+    url, pin = split_pin(address)
+    return EsploraConfig(
+        network=config.network,
+        url=url,
+        trust=Trust(config.chain.certificates, pin),
         folder=DataDir(config.data_dir).path / CHAIN_FOLDER / _folder_name(url),
         from_height=_first_height(config, clock.now()),
         fallback_fee_rate=config.trade.fallback_fee_rate_sats_per_kvb,

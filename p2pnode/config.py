@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Meta
 
+from escrow.chain.tls import parse_pin
 from p2pnode.birthday import parse_birthday
 from p2pnode.settings import BadConfig, Schema, Source, build, suggest, toml_text, value_text, variable
 from protocol.errors import UserError
@@ -97,7 +98,7 @@ class ApiConfig:
 class ChainConfig:
     """Where the node sees the Bitcoin chain. A bootstrap node needs none."""
 
-    backends: tuple[Literal["bitcoind", "cbf", "electrum"], ...] = ()
+    backends: tuple[Literal["bitcoind", "cbf", "electrum", "esplora"], ...] = ()
     """What tells of the chain. Several are compared, and nothing moves on what they do not agree on. Empty: whatever
     is set up below; if nothing is, `cbf`, the built-in light client (on regtest `bitcoind`)."""
     quorum: Annotated[int, Meta(ge=0, le=16)] = 0
@@ -105,14 +106,17 @@ class ChainConfig:
     peers: tuple[str, ...] = ()
     """For `cbf`: `host:port` of the only Bitcoin nodes to use, with peerblockfilters=1. Empty: find some."""
     start_height: Annotated[int, Meta(ge=0, le=10_000_000)] | None = None
-    """For `cbf` and `electrum`: the lowest block to know. None: what wallet.birthday asks for."""
+    """For `cbf`, `electrum` and `esplora`: the lowest block to know. None: what wallet.birthday asks for."""
     read_relayed: bool | None = None
     """For `cbf`: read every transaction that a peer announces (200 MB a day on mainnet), so that payments are seen
     before a block holds them. None: not on mainnet."""
     electrum: tuple[str, ...] = ()
-    """Electrum servers, each `ssl://host:port` or `tcp://host:port`."""
+    """Electrum servers, each `ssl://host:port` or `tcp://host:port`. A server that signs its own certificate is pinned
+    by the certificate's SHA-256: `ssl://host:port#3F:0A:...`"""
+    esplora: tuple[str, ...] = ()
+    """Esplora servers, each like https://blockstream.info/api, pinned in the same way where need be."""
     certificates: Path | None = None
-    """For `electrum` over ssl: a file of certificates (PEM) to trust besides the system's."""
+    """For `electrum` and `esplora`: a file of certificates (PEM) to trust besides the system's."""
     url: str = ""
     """bitcoind's RPC, like http://127.0.0.1:8332. By default this machine, on the network's port."""
     user: str = ""
@@ -161,6 +165,19 @@ class TradeConfig:
     """The highest fee rate that a transaction of ours may pay."""
     fallback_fee_rate_sats_per_kvb: FeeRate | None = None
     """Fee rate when the backend has no estimate. None: wait. 2000 on regtest."""
+    new_peer_max_amount_sats: PositiveSats | None = None
+    """The largest amount of one trade with a persona without history, as taker and as maker. None: as with others."""
+    new_peer_max_open: Annotated[int, Meta(ge=0, le=1000)] | None = None
+    """Trades with such personas that may be open at a time. None: as with others."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReputationConfig:
+    """What others learn of this node's trades."""
+
+    publish: bool = False
+    """Consent to the publication of receipts by itself: others then see which escrows were this persona's, and with
+    whom. Without it both sides still sign, and keep it to themselves; `trade receipt --publish` consents for one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +258,7 @@ class Config:
     wallet: WalletConfig = WalletConfig()
     trade: TradeConfig = TradeConfig()
     prices: PriceConfig = PriceConfig()
+    reputation: ReputationConfig = ReputationConfig()
     keystore: KeystoreConfig = KeystoreConfig()
     log: LogConfig = LogConfig()
     limits: LimitConfig = LimitConfig()
@@ -387,7 +405,7 @@ def _network_defaults(network: Network, home: Path, given: tuple[Source, ...]) -
 def _backends(network: Network, values: Mapping[str, object], given: tuple[Source, ...]) -> tuple[str, ...]:
     """What is set up; if nothing is, the light client, which needs nothing. On regtest there are no peers to find."""
     named = {key for source in given for key in source.values}
-    found = ["electrum"] if values.get("chain.electrum") else []
+    found = [kind for kind in ("electrum", "esplora") if values.get(f"chain.{kind}")]
     if values.get("chain.peers"):
         found.insert(0, "cbf")
     if named & {"chain.url", "chain.user", "chain.cookie_file", "chain.zmq"}:
@@ -458,18 +476,41 @@ def _check_chain(chain: ChainConfig, given: tuple[Source, ...], refuse: Callable
 
 def _check_servers(chain: ChainConfig, refuse: Callable[[str, str], BadConfig]) -> None:
     if len(set(chain.backends)) != len(chain.backends):
-        raise refuse("chain.backends", "name each kind once; several servers are named in chain.electrum")
-    if ("electrum" in chain.backends) != bool(chain.electrum):
-        raise refuse("chain.electrum", "name servers here and `electrum` in chain.backends, or neither")
-    for server in chain.electrum:
-        if not re.match("(ssl|tcp)://", server) or not _is_address(server.partition("://")[2]):
-            raise refuse("chain.electrum", f"expected an address like ssl://host:50002, got {server!r}")
+        raise refuse("chain.backends", "name each kind once; servers are named in chain.electrum and chain.esplora")
+    for kind, servers in (("electrum", chain.electrum), ("esplora", chain.esplora)):
+        if (kind in chain.backends) != bool(servers):
+            raise refuse(f"chain.{kind}", f"name servers here and `{kind}` in chain.backends, or neither")
+        for server in servers:
+            if complaint := _server_complaint(kind, server):
+                raise refuse(f"chain.{kind}", complaint)
     for peer in chain.peers:
         if not _is_address(peer):
             raise refuse("chain.peers", f"expected host:port, got {peer!r}")
-    views = len(chain.backends) - ("electrum" in chain.backends) + len(chain.electrum)
+    single = sum(kind in ("bitcoind", "cbf") for kind in chain.backends)
+    views = single + len(chain.electrum) + len(chain.esplora)
     if chain.quorum > views:
         raise refuse("chain.quorum", f"{chain.quorum} can't agree where {views} are asked")
+
+
+def _server_complaint(kind: str, server: str) -> str | None:
+    where, mark, pin = server.partition("#")
+    if mark:
+        try:
+            tls = where.startswith(("ssl://", "https://")) and parse_pin(pin)
+        except ValueError as e:
+            return f"{server[:80]!r}: {e}"
+        if not tls:
+            return f"{server[:80]!r}: a fingerprint belongs to an address of ssl:// or https://"
+    if kind == "electrum":
+        if re.match("(ssl|tcp)://", where) and _is_address(where.partition("://")[2]):
+            return None
+        return f"expected an address like ssl://host:50002, got {server!r}"
+    try:
+        url = urlsplit(where)
+        sound = url.scheme in ("http", "https") and url.hostname and url.port != 0 and not (url.query or url.username)
+    except ValueError:
+        sound = False
+    return None if sound else f"expected an address like https://blockstream.info/api, got {server!r}"
 
 
 def _seed_complaint(seed: str) -> str | None:

@@ -175,6 +175,11 @@ class TwinBackend:
         del target_blocks
         return 2_000
 
+    async def mempool_fee(self, txid: bytes) -> int | None:
+        """Nobody says."""
+        del txid
+        return None
+
     async def test_accept(self, tx: bytes) -> None:
         return
 

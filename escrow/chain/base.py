@@ -184,6 +184,10 @@ class ChainBackend(Protocol):
         """
         ...
 
+    async def mempool_fee(self, txid: Txid) -> Sats | None:
+        """What a waiting transaction pays by itself, in satoshis; None where it does not wait or that can't be told."""
+        ...
+
     async def test_accept(self, tx: bytes) -> None:
         """Ask whether the mempool would take `tx`. Returns if so (also when it has it); raises Rejected, NotSynced."""
         ...

@@ -26,7 +26,7 @@ from escrow.chain.source import NOT_FOUND, BitcoindSource
 from escrow.chain.view import Hint
 from escrow.chain.zmqfeed import TOPICS, ZmqFeed
 from escrow.coins import OutPoint, txid_bytes, txid_text
-from protocol.types import FeeRate, Hash32, Network, Txid
+from protocol.types import FeeRate, Hash32, Network, Sats, Txid
 
 _log = logging.getLogger(__name__)
 
@@ -148,6 +148,16 @@ class BitcoindView(BitcoindSource):
                 raise FeeUnknown
             return max(floor, self._config.fallback_fee_rate)
         return max(floor, _sat_per_kvb(estimate["feerate"]))
+
+    async def mempool_fee(self, txid: Txid) -> Sats | None:
+        """By bitcoind's mempool."""
+        try:
+            entry = await self.rpc.call("getmempoolentry", txid_text(txid))
+        except RpcError as e:
+            if e.rpc_code == NOT_FOUND:
+                return None
+            raise
+        return int(Decimal(entry["fees"]["base"]) * 100_000_000)
 
     async def test_accept(self, txs: Sequence[bytes]) -> None:
         """Ask whether the mempool would take them, or has them. Raises Rejected.

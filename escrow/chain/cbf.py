@@ -47,7 +47,7 @@ from escrow.chain.peerpool import PeerPool
 from escrow.chain.view import ArrivedHint, BlockHint, Hint, TxHint
 from escrow.coins import OutPoint
 from protocol.errors import ChainError
-from protocol.types import FeeRate, Hash32, Height, Network, Txid, UnixTime
+from protocol.types import FeeRate, Hash32, Height, Network, Sats, Txid, UnixTime
 
 _log = logging.getLogger(__name__)
 
@@ -252,6 +252,10 @@ class CbfView:
         floors = sorted(peer.fee_floor for peer in self.pool.live)
         newest = [chain.hash_at(h) for h in heights if h > 0]
         return self._fees.rate(newest, target_blocks, floors[len(floors) // 2] if floors else 0)
+
+    async def mempool_fee(self, txid: Txid) -> Sats | None:  # noqa: ARG002 - what it spends is not known here
+        """Nobody can say."""
+        return None
 
     async def test_accept(self, txs: Sequence[bytes]) -> None:
         """What can be told without a mempool: form, size, dust, and whether a block holds a rival. Raises Rejected."""

@@ -41,7 +41,7 @@ from escrow.chain.follow import HeaderInfo
 from escrow.chain.view import ChainView, Hint
 from escrow.coins import OutPoint, txid_text
 from protocol.errors import ChainError
-from protocol.types import FeeRate, Hash32, Height, Network, Txid
+from protocol.types import FeeRate, Hash32, Height, Network, Sats, Txid
 
 _log = logging.getLogger(__name__)
 
@@ -263,6 +263,11 @@ class CouncilView:
                 except BackendUnreachable as e:
                     self._lost(member, e)
         raise FeeUnknown
+
+    async def mempool_fee(self, txid: Txid) -> Sats | None:
+        """Of the first that can tell; a lie makes a child pay too little or too much, within the ceiling of rates."""
+        answers = await self._of_all(lambda view: view.mempool_fee(txid))
+        return next((fee for fee in answers.values() if fee is not None), None)
 
     async def test_accept(self, txs: Sequence[bytes]) -> None:
         """Refused only by all who can judge: one that lies must not stop a payment."""

@@ -34,7 +34,7 @@ from escrow.chain.view import ArrivedHint, BlockHint, ChainView, GoneHint, Hint,
 from escrow.chain.watchbook import WatchBook
 from escrow.coins import OutPoint
 from protocol.errors import ChainError
-from protocol.types import FeeRate, Hash32, Network, Txid
+from protocol.types import FeeRate, Hash32, Network, Sats, Txid
 
 _log = logging.getLogger(__name__)
 
@@ -112,6 +112,10 @@ class Backend:
         """See `ChainBackend.fee_rate`."""
         self._need_sync()
         return await self._view.fee_rate(target_blocks)
+
+    async def mempool_fee(self, txid: Txid) -> Sats | None:
+        """See `ChainBackend.mempool_fee`."""
+        return await self._view.mempool_fee(txid)
 
     async def test_accept(self, tx: bytes) -> None:
         """See `ChainBackend.test_accept`; a light client knows less than a mempool does."""

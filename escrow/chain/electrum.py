@@ -40,22 +40,21 @@ from escrow.chain.base import (
 from escrow.chain.blocks import ParsedTx, parse_tx
 from escrow.chain.driver import Backend
 from escrow.chain.electrumrpc import ElectrumError, ElectrumRpc
+from escrow.chain.fees import fee_of
 from escrow.chain.follow import HeaderInfo
 from escrow.chain.headers import ANCHORS, HEADER_BYTES, RETARGET, NotConnected
 from escrow.chain.headerstore import HeaderStore
 from escrow.chain.localtest import check_alone
-from escrow.chain.merkle import check_branch
+from escrow.chain.merkle import check_branch, check_provable
+from escrow.chain.tls import Trust
 from escrow.chain.view import BlockHint, Hint, Lost, ScriptHint
 from escrow.coins import OutPoint, txid_bytes, txid_text
-from escrow.transactions import weight
-from protocol.types import FeeRate, Hash32, Height, Network, Txid, UnixTime
+from protocol.types import FeeRate, Hash32, Height, Network, Sats, Txid, UnixTime
 
 _log = logging.getLogger(__name__)
 
 _PROTOCOL: Final = ["1.4", "1.6"]
 _KEPT: Final = 20_000
-_NODE_SIZE: Final = 64
-"""Bytes of an inner node of the hash tree: a transaction of that size proves nothing."""
 _DONE: Final = ("already in block chain", "already in utxo set", "txn-already-in-mempool", "txn-already-known")
 _STEPS: Final = (0, 6, 100, RETARGET - 1)
 """How far below our tip headers are asked for until they connect."""
@@ -67,8 +66,8 @@ class ElectrumConfig(msgspec.Struct, frozen=True):
     network: Network
     url: str
     """`ssl://host:port` or `tcp://host:port`."""
-    certificates: Path | None = None
-    """Certificates (PEM) to trust besides the system's."""
+    trust: Trust = Trust()
+    """What its certificate must be."""
     folder: Path | None = None
     """Where headers are kept; None: nowhere."""
     from_height: Height | None = None
@@ -220,6 +219,17 @@ class ElectrumView:
             estimate = self._config.fallback_fee_rate
         return max(estimate, floor)
 
+    async def mempool_fee(self, txid: Txid) -> Sats | None:
+        """What a waiting transaction pays, by what it spends: every part has the name that was asked for."""
+        tx = await self._if_waiting(txid)
+        if tx is None:
+            return None
+        try:
+            spent = await asyncio.gather(*(self._transaction(t) for t in {o.txid for o in tx.spends}))
+        except ElectrumError:
+            return None
+        return fee_of(tx, spent)
+
     async def test_accept(self, txs: Sequence[bytes]) -> None:
         """What can be told without a mempool. Raises Rejected."""
         for raw in txs:
@@ -291,7 +301,7 @@ class ElectrumView:
                 self._host,
                 self._port,
                 tls=self._tls,
-                certificates=config.certificates,
+                trust=config.trust,
                 timeout=config.timeout_seconds,
             )
             try:
@@ -442,8 +452,7 @@ class ElectrumView:
             ) from e
         except (KeyError, TypeError, ValueError) as e:
             raise ProofFailed(f"the Electrum server {rpc.name} sent something that is no proof") from e
-        if _plain_size(tx) == _NODE_SIZE:
-            raise ProofFailed("a transaction of 64 bytes can't be proved to be in a block")
+        check_provable(tx)
         check_branch(txid, place, branch, self._store.chain.raw_at(block.height))
         self._proved[(txid, block.hash)] = place
         while len(self._proved) > _KEPT:
@@ -492,11 +501,6 @@ def _headers(answer: object) -> list[bytes]:
     except (KeyError, TypeError, ValueError) as e:
         raise ProofFailed("an Electrum server sent headers that do not parse") from e
     return [raw[i : i + HEADER_BYTES] for i in range(0, len(raw), HEADER_BYTES)]
-
-
-def _plain_size(tx: ParsedTx) -> int:
-    """Bytes without witnesses."""
-    return (weight(tx.raw) - len(tx.raw)) // 3
 
 
 def _sat(btc: object) -> int:

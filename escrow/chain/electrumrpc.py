@@ -1,8 +1,8 @@
 """The Electrum protocol's transport: JSON-RPC 2.0, one object per line, over TCP or TLS.
 
 Source: the protocol's documentation (electrumx.readthedocs.io, versions 1.4 to 1.6). One task reads; answers go to whom
-they belong, notifications to one callback. Lines are limited before they are parsed. A certificate is checked against
-the system's authorities, or a file that the user names: a server of one's own signs its own.
+they belong, notifications to one callback. Lines are limited before they are parsed.
+Whom to trust over TLS, `tls` says.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import logging
 import ssl
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from escrow.chain.base import BackendError, BackendUnreachable
+from escrow.chain.tls import Trust, advice, context_for, fingerprint, pinned, shown_by
 from protocol.errors import ChainError
 
 _log = logging.getLogger(__name__)
@@ -58,25 +58,29 @@ class ElectrumRpc:
         self._task = asyncio.create_task(self._read(), name=f"electrum {name}")
 
     @classmethod
-    async def connect(
-        cls, host: str, port: int, *, tls: bool, certificates: Path | None, timeout: float
-    ) -> ElectrumRpc:
+    async def connect(cls, host: str, port: int, *, tls: bool, trust: Trust, timeout: float) -> ElectrumRpc:
         """Connect. Raises BackendUnreachable."""
         name = f"{host}:{port}"
         context: ssl.SSLContext | None = None
         try:
             if tls:
-                context = await asyncio.to_thread(_context, certificates)
+                context = await asyncio.to_thread(context_for, trust)
             async with asyncio.timeout(timeout):
                 streams = await asyncio.open_connection(host, port, ssl=context, limit=MAX_LINE)
+        except ssl.SSLCertVerificationError as e:
+            told = f"{e.verify_message}; {advice(await shown_by(host, port))}"
+            raise BackendUnreachable(f"the certificate of the Electrum server {name} is not trusted: {told}") from e
         except ssl.SSLError as e:
-            advice = "name its certificate in chain.certificates if the server is your own"
-            raise BackendUnreachable(
-                f"the certificate of the Electrum server {name} is not trusted ({e.reason}): {advice}"
-            ) from e
+            raise BackendUnreachable(f"the Electrum server {name} does not speak TLS here ({e.reason})") from e
         except (OSError, TimeoutError) as e:
             reason = "no answer in time" if isinstance(e, TimeoutError) else e.strerror or type(e).__name__
             raise BackendUnreachable(f"the Electrum server {name} can't be reached ({reason})") from e
+        shown = streams[1].get_extra_info("ssl_object")
+        certificate = None if shown is None else shown.getpeercert(binary_form=True)
+        if tls and not pinned(trust, certificate):
+            streams[1].close()
+            seen = "none" if certificate is None else fingerprint(certificate)
+            raise BackendUnreachable(f"the certificate of the Electrum server {name} is not the pinned one: {seen}")
         return cls(name, streams, timeout)
 
     async def close(self) -> None:
@@ -152,10 +156,3 @@ class ElectrumRpc:
             if not answer.done():
                 answer.set_exception(error)
         self.on_end()
-
-
-def _context(certificates: Path | None) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    if certificates is not None:
-        context.load_verify_locations(certificates)
-    return context

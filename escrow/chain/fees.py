@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from escrow.chain.base import FeeUnknown
-from escrow.chain.blocks import first_tx
-from protocol.types import FeeRate, Hash32, Height, Network
+from escrow.chain.blocks import ParsedTx, first_tx
+from protocol.types import FeeRate, Hash32, Height, Network, Sats
 
 MIN_RELAY: Final = 1_000
 """Satoshis per 1,000 vB under which many nodes take nothing."""
@@ -22,6 +22,19 @@ _FULL: Final = 400_000
 _HALVINGS: Final = {Network.REGTEST: 150}
 _HALVING: Final = 210_000
 _KEPT: Final = 20
+
+
+def fee_of(tx: ParsedTx, spent: Sequence[ParsedTx]) -> Sats | None:
+    """What `tx` pays, where `spent` holds all that it spends from; None else, and for sums that can't be."""
+    made = {source.txid: source.outputs for source in spent}
+    total = 0
+    for outpoint in tx.spends:
+        outputs = made.get(outpoint.txid, ())
+        if outpoint.vout >= len(outputs):
+            return None
+        total += outputs[outpoint.vout].value
+    fee = total - sum(output.value for output in tx.outputs)
+    return fee if fee >= 0 else None
 
 
 class FeeGauge:

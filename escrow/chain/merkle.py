@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from typing import Final
 
 from escrow.chain.base import ProofFailed
-from escrow.chain.blocks import block_txids
+from escrow.chain.blocks import ParsedTx, block_txids
 from escrow.chain.headers import HEADER_BYTES, hash256
+from escrow.transactions import weight
 from protocol.types import Hash32, Txid
 
 _MOST_LEVELS: Final = 32
+_NODE_SIZE: Final = 64
+"""Bytes of an inner node of the hash tree: a transaction of that size proves nothing."""
 
 
 def root_of(txids: Sequence[Txid]) -> Hash32:
@@ -42,11 +45,17 @@ def check_block(raw: bytes, block: Hash32) -> list[Txid]:
     return txids
 
 
+def check_provable(tx: ParsedTx) -> None:
+    """That a branch can prove `tx` at all: without witnesses it is not as long as an inner node. Raises ProofFailed."""
+    if (weight(tx.raw) - len(tx.raw)) // 3 == _NODE_SIZE:
+        raise ProofFailed("a transaction of 64 bytes can't be proved to be in a block")
+
+
 def check_branch(txid: Txid, position: int, branch: Sequence[Hash32], header: bytes) -> None:
     """That the block of `header` holds `txid` at `position`. Raises ProofFailed.
 
-    Whoever calls has seen the transaction itself and that it is not 64 bytes long: an inner node of the tree can be
-    passed off as one that is.
+    Whoever calls has seen the transaction itself and asked `check_provable`: an inner node of the tree can be passed
+    off as a transaction of its length.
     """
     if len(branch) > _MOST_LEVELS or position >> len(branch):
         raise ProofFailed("a server sent a proof of another shape than a block's")

@@ -17,7 +17,7 @@ import msgspec
 from escrow.chain.base import ChainTx
 from escrow.chain.follow import BlockSource
 from escrow.coins import OutPoint
-from protocol.types import FeeRate, Hash32, Network, Txid
+from protocol.types import FeeRate, Hash32, Network, Sats, Txid
 
 
 class BlockHint(msgspec.Struct, frozen=True):
@@ -106,6 +106,10 @@ class ChainView(BlockSource, Protocol):
 
     async def fee_rate(self, target_blocks: int) -> FeeRate:
         """As `ChainBackend.fee_rate`."""
+        ...
+
+    async def mempool_fee(self, txid: Txid) -> Sats | None:
+        """See `ChainBackend.mempool_fee`."""
         ...
 
     async def test_accept(self, txs: Sequence[bytes]) -> None:

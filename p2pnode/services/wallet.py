@@ -188,6 +188,8 @@ class CoinService:
         rate = await self._rate(request.fee_rate_sats_per_kvb)
         txid = _txid(request.txid)
         known = self._escrows.fee_of(txid) if self._escrows is not None else None
+        if known is None:
+            known = await self._chain.mempool_fee(txid)
         bumped: Bumped = await _once(self._wallet.bump(txid, rate, parent_fee=known))
         return BumpView(
             txid=txid_text(bumped.sent.txid),

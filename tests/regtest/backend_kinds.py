@@ -6,20 +6,21 @@ import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.util import find_spec
 from pathlib import Path
 
 from escrow.chain.cbf import CbfBackend, CbfConfig
 from escrow.chain.driver import Backend
 from escrow.chain.electrum import ElectrumBackend, ElectrumConfig
+from escrow.chain.esplora import EsploraBackend, EsploraConfig
 from p2pnode.regtest import RegtestNode
 from protocol.types import Network
 from tests.regtest.chain_support import backend_on
 from tests.regtest.electrumx_node import ElectrumX, electrumx_on
+from tests.regtest.esplora_twin import EsploraTwin, esplora_on
 
-ELECTRUMX = find_spec("electrumx") is not None
-"""ElectrumX comes as source only and is not among the locked packages: `.venv/bin/pip install e-x` adds its tests."""
-KINDS = ("bitcoind", "cbf", "electrum") if ELECTRUMX else ("bitcoind", "cbf")
+KINDS = ("bitcoind", "cbf", "electrum", "esplora")
+INDEXED = ("electrum", "esplora")
+"""Kinds whose servers need a bitcoind with `txindex`."""
 
 
 def clock() -> int:
@@ -50,6 +51,17 @@ def electrum_backend(server: ElectrumX, **options: object) -> ElectrumBackend:
     return ElectrumBackend(ElectrumConfig(**{**base, **options}), clock)  # type: ignore[arg-type]
 
 
+def esplora_backend(server: EsploraTwin, **options: object) -> EsploraBackend:
+    base: dict[str, object] = {
+        "network": Network.REGTEST,
+        "url": server.url,
+        "poll_seconds": 0.2,
+        "timeout_seconds": 10.0,
+        "fallback_fee_rate": 2_000,
+    }
+    return EsploraBackend(EsploraConfig(**{**base, **options}), clock)  # type: ignore[arg-type]
+
+
 @asynccontextmanager
 async def opened(backend: Backend) -> AsyncIterator[Backend]:
     await backend.start()
@@ -70,6 +82,9 @@ async def kind_on(kind: str, node: RegtestNode, folder: Path) -> AsyncIterator[B
                 yield light
         case "electrum":
             async with electrumx_on(node, folder) as server, opened(electrum_backend(server)) as backend:
+                yield backend
+        case "esplora":
+            async with esplora_on(node) as twin, opened(esplora_backend(twin)) as backend:
                 yield backend
         case _:
             raise AssertionError(kind)

@@ -66,6 +66,8 @@ class ElectrumX:
             "ALLOW_ROOT": "1",
             "COST_SOFT_LIMIT": "0",
             "COST_HARD_LIMIT": "0",
+            "REQUEST_SLEEP": "0",
+            "INITIAL_CONCURRENT": "100",
             "DAEMON_POLL_INTERVAL_BLOCKS": "50",
             "DAEMON_POLL_INTERVAL_MEMPOOL": "50",
             "LOG_LEVEL": "info",

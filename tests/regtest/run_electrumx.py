@@ -10,7 +10,7 @@ from typing import Self
 
 from electrumx.cli.electrumx_server import main
 from electrumx.lib import coins
-from electrumx.server import storage
+from electrumx.server import storage, transport
 
 _CHUNK = 1_000
 
@@ -113,6 +113,8 @@ class Pairs:
 
 if __name__ == "__main__":
     storage.SQLite = SQLite  # engines are looked for in that module
+    # Small answers wait a second for others, so that an eavesdropper learns less from their sizes.
+    transport.PaddedRSTransport.WAIT_FOR_BUFFER_GROWTH_SECONDS = 0.0
     # It asks for Bitcoin Core 31 because of questions in version 1.7 of the protocol, which we do not ask.
     coins.BitcoinRegtest.MIN_REQUIRED_DAEMON_VERSION = None
     coins.BitcoinRegtest.REQUIRED_DAEMON_INDEXES = ("txindex",)

@@ -13,7 +13,7 @@ from escrow.chain.base import Confirmed, Rejected, Seen, SpendUndone, SpentBy, T
 from escrow.chain.blocks import parse_tx
 from escrow.coins import OutPoint
 from p2pnode.regtest import RegtestNode
-from tests.regtest.backend_kinds import KINDS, kind_on
+from tests.regtest.backend_kinds import INDEXED, KINDS, kind_on
 from tests.regtest.chain_support import next_of, node_spend, own_output, pay, until
 
 pytestmark = pytest.mark.parametrize("kind", KINDS)
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.parametrize("kind", KINDS)
 @pytest.fixture
 async def bitcoind(bitcoind_binary: Path, tmp_path: Path, kind: str) -> AsyncIterator[RegtestNode]:
     """A node of the test's own, indexed as the backend needs it."""
-    async with RegtestNode(tmp_path / "node", binary=bitcoind_binary, txindex=kind == "electrum") as node:
+    async with RegtestNode(tmp_path / "node", binary=bitcoind_binary, txindex=kind in INDEXED) as node:
         await node.ensure_coins(4)
         yield node
 

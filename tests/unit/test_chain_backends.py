@@ -14,6 +14,9 @@ from p2pnode.clock import SystemClock
 from p2pnode.config import Config, load
 from p2pnode.settings import BadConfig
 
+PIN = "AB:" * 31 + "AB"
+BOTH = ("electrum", "esplora")
+
 
 def read(tmp_path: Path, chain: str = "", *, network: str = "mainnet", wallet: str = "") -> Config:
     file = tmp_path / "given.toml"
@@ -39,6 +42,8 @@ def made(config: Config) -> Backend:
         ("mainnet", 'peers = ["h:8333"]', ("cbf",), "cbf"),
         ("mainnet", 'electrum = ["ssl://h:50002"]', ("electrum",), "electrum h"),
         ("mainnet", 'electrum = ["ssl://a:1", "tcp://b:2"]', ("electrum",), "electrum a+electrum b"),
+        ("signet", 'esplora = ["https://h/api"]', ("esplora",), "esplora h"),
+        ("mainnet", f'electrum = ["ssl://a:1#{PIN}"]\nesplora = ["https://b"]', BOTH, "electrum a+esplora b"),
         ("mainnet", 'backends = ["bitcoind", "cbf"]', ("bitcoind", "cbf"), "bitcoind+cbf"),
         ("mainnet", 'url = "http://h:1"\npeers = ["h:2"]', ("bitcoind", "cbf"), "bitcoind+cbf"),
     ],
@@ -62,6 +67,11 @@ def test_what_is_set_up_is_used_and_nothing_means_the_light_client(
         ('backends = ["nonsense"]', "chain.backends"),
         ('electrum = ["h:50002"]', "ssl://host:50002"),
         ('electrum = ["ssl://h"]', "ssl://host:50002"),
+        ('backends = ["esplora"]', "chain.esplora"),
+        ('esplora = ["h/api"]', "https://blockstream.info/api"),
+        ('esplora = ["https://user:word@h/api"]', "https://blockstream.info/api"),
+        ('esplora = ["https://h/api#12:34"]', "64 hexadecimal digits"),
+        (f'electrum = ["tcp://h:1#{PIN}"]', "ssl:// or https://"),
         ('peers = ["h"]', "chain.peers"),
         ("quorum = 2", "chain.quorum"),
     ],
