@@ -7,7 +7,8 @@ proved by a branch of the block's hash tree. So the server can hide, and delay, 
 it learns every script of ours.
 
 Histories come a moment later than headers: when a status changes, the last blocks are looked through again
-(`ScriptHint`). What waits is believed: nothing moves on depth 0.
+(`ScriptHint`). A status is a hash over the history, so who leaves something out must lie there too.
+What waits is believed: nothing moves on depth 0.
 """
 
 from __future__ import annotations
@@ -56,6 +57,9 @@ _log = logging.getLogger(__name__)
 _PROTOCOL: Final = ["1.4", "1.6"]
 _KEPT: Final = 20_000
 _DONE: Final = ("already in block chain", "already in utxo set", "txn-already-in-mempool", "txn-already-known")
+_COMPARISONS: Final = 4
+_COMPARE_AGAIN: Final = 0.2
+"""Seconds, growing, between comparisons of a history with its status: a server may be between two blocks."""
 _STEPS: Final = (0, 6, 100, RETARGET - 1)
 """How far below our tip headers are asked for until they connect."""
 
@@ -383,7 +387,35 @@ class ElectrumView:
                 self._histories[name].entries = {}
             for name, answer in zip(asked, answers, strict=True):
                 self._histories[name].entries = _entries(answer)
+            await self._compare(rpc, {n: _status_of(a) for n, a in zip(asked, answers, strict=True)})
         return [self._histories[name] for name in named]
+
+    async def _compare(self, rpc: ElectrumRpc, told: dict[str, str | None]) -> None:
+        """A script's status is a hash over its history; where they differ one is older, or something was left out.
+
+        Raises ProofFailed when they still differ after both were asked for again.
+        """
+        odd = [n for n, status in told.items() if self._histories[n].fresh and self._histories[n].status != status]
+        for attempt in range(_COMPARISONS):
+            if not odd:
+                return
+            await asyncio.sleep(_COMPARE_AGAIN * attempt)
+            try:
+                await self._subscribe(rpc, odd)
+                answers = await rpc.calls("blockchain.scripthash.get_history", [[name] for name in odd])
+            except BaseException:
+                self._distrust(odd)
+                raise
+            for name, answer in zip(odd, answers, strict=True):
+                self._histories[name].entries = _entries(answer)
+            odd = [n for n, a in zip(odd, answers, strict=True) if self._histories[n].status != _status_of(a)]
+        if odd:
+            self._distrust(odd)
+            raise ProofFailed(f"the Electrum server {rpc.name} leaves something out of an address's history")
+
+    def _distrust(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._histories[name].fresh = False
 
     async def _subscribe(self, rpc: ElectrumRpc, names: Sequence[str]) -> None:
         statuses = await rpc.calls("blockchain.scripthash.subscribe", [[name] for name in names])
@@ -490,6 +522,14 @@ def _entries(answer: object) -> dict[Txid, int]:
     except (KeyError, TypeError, ValueError) as e:
         raise ProofFailed("an Electrum server sent a history that does not parse") from e
     return entries
+
+
+def _status_of(answer: object) -> str | None:
+    """The status that a history has by the protocol's documentation; None for an empty one."""
+    if not isinstance(answer, list) or not answer:
+        return None
+    text = "".join(f"{entry['tx_hash']}:{entry['height']}:" for entry in answer)
+    return sha256(text.encode()).hexdigest()
 
 
 def _headers(answer: object) -> list[bytes]:

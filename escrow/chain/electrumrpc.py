@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from escrow.chain.base import BackendError, BackendUnreachable
-from escrow.chain.tls import Trust, advice, context_for, fingerprint, pinned, shown_by
+from escrow.chain.tls import Trust, advice, context_for, fingerprint, pinned, shown_by, unreadable
 from protocol.errors import ChainError
 
 _log = logging.getLogger(__name__)
@@ -61,10 +61,11 @@ class ElectrumRpc:
     async def connect(cls, host: str, port: int, *, tls: bool, trust: Trust, timeout: float) -> ElectrumRpc:
         """Connect. Raises BackendUnreachable."""
         name = f"{host}:{port}"
-        context: ssl.SSLContext | None = None
         try:
-            if tls:
-                context = await asyncio.to_thread(context_for, trust)
+            context = await asyncio.to_thread(context_for, trust) if tls else None
+        except OSError as e:
+            raise unreadable(trust, e) from e
+        try:
             async with asyncio.timeout(timeout):
                 streams = await asyncio.open_connection(host, port, ssl=context, limit=MAX_LINE)
         except ssl.SSLCertVerificationError as e:

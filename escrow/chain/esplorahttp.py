@@ -19,7 +19,7 @@ import aiohttp
 import msgspec
 
 from escrow.chain.base import BackendError, BackendUnreachable
-from escrow.chain.tls import Trust, advice, context_for, shown_by
+from escrow.chain.tls import Trust, advice, context_for, shown_by, unreadable
 from protocol.types import UnixTime
 
 MAX_BLOCK: Final = 4_000_080
@@ -167,9 +167,7 @@ class EsploraHttp:
                 try:
                     tls = await asyncio.to_thread(context_for, self._trust)
                 except OSError as e:
-                    raise BackendUnreachable(
-                        f"the certificates in {self._trust.certificates} can't be read: {e.strerror or e}"
-                    ) from e
+                    raise unreadable(self._trust, e) from e
             connector = aiohttp.TCPConnector(limit=_AT_ONCE, ssl=tls, keepalive_timeout=20)
             self._session = aiohttp.ClientSession(
                 connector=connector,

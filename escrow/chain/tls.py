@@ -17,6 +17,8 @@ from pathlib import Path
 
 import msgspec
 
+from escrow.chain.base import BackendUnreachable
+
 _SECONDS = 5.0
 
 
@@ -91,3 +93,8 @@ def advice(shown: str) -> str:
     if not shown:
         return "name its certificate in chain.certificates if the server is your own"
     return f"if the server is your own and this is its fingerprint, append it to its address: #{shown}"
+
+
+def unreadable(trust: Trust, cause: OSError) -> BackendUnreachable:
+    """What `context_for` failed with, as one line."""
+    return BackendUnreachable(f"the certificates in {trust.certificates} can't be read: {cause.strerror or cause}")

@@ -15,6 +15,7 @@ from escrow.chain.esplora import EsploraBackend, EsploraConfig
 from p2pnode.regtest import RegtestNode
 from protocol.types import Network
 from tests.regtest.chain_support import backend_on
+from tests.regtest.electrum_between import ElectrumBetween
 from tests.regtest.electrumx_node import ElectrumX, electrumx_on
 from tests.regtest.esplora_twin import EsploraTwin, esplora_on
 
@@ -39,7 +40,7 @@ def cbf_config(*nodes: RegtestNode, **options: object) -> CbfConfig:
     return CbfConfig(**{**base, **options})  # type: ignore[arg-type]
 
 
-def electrum_backend(server: ElectrumX, **options: object) -> ElectrumBackend:
+def electrum_backend(server: ElectrumX | ElectrumBetween, **options: object) -> ElectrumBackend:
     base: dict[str, object] = {
         "network": Network.REGTEST,
         "url": server.url,
