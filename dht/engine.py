@@ -56,7 +56,7 @@ class EngineConfig:
     put_quorum: int = 5
     """Acknowledgements after which a put returns."""
     get_quorum: int = 2
-    """Nodes that must give records before a get returns early."""
+    """Nodes that must give records before a get on one path returns early."""
     client: bool = False
     """Not reachable unasked: never enters other nodes' tables, stores nothing."""
     local_addresses: bool = False
@@ -150,12 +150,17 @@ class Engine:
     def get(
         self, topic: bytes, done: Callable[[Found], None], now: float, *, quorum: int | None = None, paths: int = 1
     ) -> None:
-        """Collect the records of a topic. `paths`: disjoint search paths, for reads that matter."""
+        """Collect the records of a topic.
+
+        `paths`: disjoint search paths, for reads that matter. Those also wait for three quarters of the holders,
+        unless `quorum` says otherwise: who is hostile may give old versions, and two of them agree by chance.
+        """
+        quorum = quorum or (self.config.get_quorum if paths == 1 else 3 * self.config.k // 4)
         unix = self.unix(now)
         local = [self.registry.trust(raw, topic, unix) for raw in self.storage.all(topic, unix)]
         places = self.config.k - self.responsible(topic)
         lookup = self._lookup(topic, self.config.alpha if paths == 1 else 2, paths=paths, places=places)
-        self.start(GetValue(self, topic, lookup, done, quorum=quorum or self.config.get_quorum, local=local), now)
+        self.start(GetValue(self, topic, lookup, done, quorum=quorum, local=local), now)
 
     def put(
         self, topic: bytes, record: Record, done: Callable[[PutResult], None], now: float, *, quorum: int | None = None

@@ -25,9 +25,11 @@ from dht.search import PutResult
 if TYPE_CHECKING:
     from dht.engine import Engine
 
-SOON_S: Final = 30.0
-TURNS_PER_STEP: Final = 4
-"""Topics checked per second at most."""
+SOON_S: Final = 60.0
+"""Within about this time of a neighbour's coming or going its topics are checked: wide enough that a tenth of the
+network may come at once."""
+TOPICS_PER_TURN: Final = 1_000
+"""Topics checked per second at most: one, and one more for each so many that are held."""
 PUTS_PER_STEP: Final = 4
 SCAN_LIMIT: Final = 4_096
 
@@ -94,7 +96,8 @@ class Upkeep:
             _, topic, tag = heapq.heappop(self._puts)
             self._put_again((topic, tag), now)
         turns = 0
-        while self._turns and self._turns[0][0] <= now and turns < TURNS_PER_STEP:
+        most = 1 + len(self._due) // TOPICS_PER_TURN
+        while self._turns and self._turns[0][0] <= now and turns < most:
             due, topic = heapq.heappop(self._turns)
             if self._due.get(topic) != due:
                 continue  # put off since

@@ -6,12 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dht.sim.experiments import Row
+from dht.sim import experiments as ex
+from dht.sim.judge import Verdict
+from dht.sim.lab import Row
 
 OURS, THEIRS, LIMIT = "#1f6f8b", "#c0504d", "#888888"
 
 
-def _figure() -> tuple[Any, Any, Any]:
+def _figure(height: float = 3.8) -> tuple[Any, Any, Any]:
     # An extra: only this file needs it, and only when there is something to draw.
     import matplotlib as mpl  # noqa: PLC0415
 
@@ -20,7 +22,7 @@ def _figure() -> tuple[Any, Any, Any]:
     mpl.rcParams.update({"svg.hashsalt": "dht", "svg.fonttype": "none", "font.size": 10})
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
-    figure, axes = plt.subplots(figsize=(6.4, 3.8))
+    figure, axes = plt.subplots(figsize=(6.4, height))
     axes.spines[["top", "right"]].set_visible(False)
     return plt, figure, axes
 
@@ -37,7 +39,7 @@ def _save(plt: Any, figure: Any, path: Path) -> Path:  # noqa: ANN401  (matplotl
 def messages(rows: Iterable[Row], path: Path) -> Path:
     """Datagrams per node and hour against the size of the network."""
     plt, figure, axes = _figure()
-    points = sorted((r.nodes, r.messages_per_node_hour) for r in rows if r.experiment.startswith("no reads"))
+    points = sorted((r.nodes, r.messages_per_node_hour) for r in rows if r.experiment == ex.LOAD)
     axes.plot([n for n, _ in points], [m for _, m in points], marker="o", color=OURS)
     for n, m in points:
         axes.annotate(f"{m:.0f}", (n, m), textcoords="offset points", xytext=(0, 7), ha="center")
@@ -45,15 +47,15 @@ def messages(rows: Iterable[Row], path: Path) -> Path:
     axes.set_ylim(0, 1.4 * max(m for _, m in points))
     axes.set_xlabel("nodes")
     axes.set_ylabel("datagrams per node and hour")
-    axes.set_title("Upkeep while half of the nodes are replaced per hour")
+    axes.set_title("Upkeep and republishing, half of the nodes replaced per hour")
     return _save(plt, figure, path)
 
 
 def lookups(rows: Iterable[Row], path: Path) -> Path:
     """How many reads had ended after so many round trips."""
     plt, figure, axes = _figure()
-    wanted = ("first read", "50%/h")
-    for row, colour in zip([r for r in rows if r.experiment.startswith(wanted)], (OURS, THEIRS), strict=False):
+    wanted = (ex.COLD, ex.CHURN)
+    for row, colour in zip([r for r in rows if r.experiment in wanted], (OURS, THEIRS), strict=False):
         share = [100 * (i + 1) / len(row.rtts) for i in range(len(row.rtts))]
         axes.step(row.rtts, share, where="post", color=colour, label=f"{row.experiment}, {row.nodes:,} nodes")
     axes.axvline(4, color=LIMIT, linestyle=":", label="what the median must stay under")
@@ -68,8 +70,8 @@ def lookups(rows: Iterable[Row], path: Path) -> Path:
 
 def attacks(rows: Iterable[Row], path: Path) -> Path:
     """Reads that found the honest record, by what attackers do."""
-    plt, figure, axes = _figure()
-    chosen = [r for r in rows if "hostile" in r.experiment or "free ids" in r.experiment][::-1]
+    plt, figure, axes = _figure(5.6)
+    chosen = [r for r in rows if ex.HOSTILE in r.experiment or ex.FREE_IDS in r.experiment][::-1]
     names = [r.experiment for r in chosen]
     colours = [THEIRS if r.experiment.startswith("kademlia") else OURS for r in chosen]
     bars = axes.barh(names, [100 * r.success for r in chosen], color=colours)
@@ -79,6 +81,91 @@ def attacks(rows: Iterable[Row], path: Path) -> Path:
     axes.set_xlabel("reads that found the honest record, %")
     axes.set_title("Under attack")
     return _save(plt, figure, path)
+
+
+TABLES = """# The DHT in the simulator
+
+Made by `{command}` (seed {seed}, {seconds:.0f} s on two cores); the plots beside this file come from the same run.
+The engine is the daemon's, byte for byte of what it sends; simulated are the wires (median round trip 80 ms,
+log-normal by node), the clock, NATs, the attackers, and the Diffie-Hellman of a pair of nodes. The same seed gives
+the same run: `digest` in `out/dht-sim.json` sums up every datagram and its time. A read counts as found when it
+returns the newest version of the honest record, and it is made by a node that does not hold it. What the defences
+are: ADR 0005; what is measured how: `dht/sim/experiments.py`.
+
+## Targets
+
+| target | asked | measured | |
+| --- | --- | --- | --- |
+{targets}
+
+## Reads
+
+| experiment | nodes | reads | found | round trips p50 | p95 |
+| --- | --- | --- | --- | --- | --- |
+{reads}
+
+Plain reads end when two nodes gave records. Two that are hostile can agree on an old version, so what must be new
+(contact records, arbiters, mail) is read by three paths, until six of the eight holders gave it.
+
+## What it costs a node
+
+Half of the nodes replaced per hour; each node has a contact record out, every fourth an offer too, put again hourly.
+"Care" is what holders and publishers ask for the records' sake.
+
+| nodes | datagrams per node and hour | care per node and hour | busiest 10 s over mean | records held per node |
+| --- | --- | --- | --- | --- |
+{loads}
+
+| storm | care in quiet, per node and hour | in the busiest 10 s, per node and second | busiest node, in 1 s |
+| --- | --- | --- | --- |
+{storms}
+
+![datagrams per node and hour](dht-sim-messages.svg)
+![how long a read takes](dht-sim-lookups.svg)
+![under attack](dht-sim-attacks.svg)
+"""
+
+
+def _cells(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def write_tables(
+    rows: list[Row], verdicts: Iterable[Verdict], path: Path, *, command: str, seed: int, seconds: float
+) -> Path:
+    """The run as Markdown."""
+    loads = [r for r in rows if r.experiment == ex.LOAD]
+    storms = [r for r in rows if r.experiment in (ex.JOINS, ex.LEAVES)]
+    text = TABLES.format(
+        command=command,
+        seed=seed,
+        seconds=seconds,
+        targets="\n".join(_cells(v.target, v.asked, v.measured, "ok" if v.ok else "**missed**") for v in verdicts),
+        reads="\n".join(
+            _cells(r.experiment, f"{r.nodes:,}", f"{r.reads:,}", f"{r.success:.2%}", *(r.rtts_p50, r.rtts_p95))
+            if r.rtts
+            else _cells(r.experiment, f"{r.nodes:,}", f"{r.reads:,}", f"{r.success:.2%}", "-", "-")
+            for r in rows
+            if r.reads
+        ),
+        loads="\n".join(
+            _cells(
+                f"{r.nodes:,}",
+                f"{r.messages_per_node_hour:.0f}",
+                *(r.notes[n] for n in ("care_per_node_hour", "care_peak_over_mean", "records_per_node")),
+            )
+            for r in loads
+        ),
+        storms="\n".join(
+            _cells(
+                r.experiment,
+                *(r.notes[n] for n in ("care_quiet_per_node_hour", "care_peak_per_node_second", "busiest_node_per_s")),
+            )
+            for r in storms
+        ),
+    )
+    path.write_text(text)
+    return path
 
 
 def draw(rows: list[Row], folder: Path) -> list[Path]:

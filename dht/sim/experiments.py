@@ -1,169 +1,43 @@
-"""What is measured in virtual time: churn, scale, hostile nodes, an eclipse.
+"""What is measured in virtual time: churn, scale, storms, NAT, hostile nodes, an eclipse.
 
 Each experiment takes a `Lab`, a network that has come to rest, and uses it up. Large ones are built once and forked.
 """
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Final
 
-from dht.engine import EngineConfig
-from dht.records import Record, RecordKind, RecordMeta
-from dht.search import Found
-from dht.sim.attack import Behaviour, grind_keys, turn
-from dht.sim.world import NetModel, SimNode, World, build
-from protocol.identity import SigningKey
-from protocol.types import Network
-from protocol.wire import Envelope
+from dht.sim.attack import Behaviour, grind_around, turn
+from dht.sim.lab import Lab, Reads, Row
+from dht.sim.world import NetModel, SimNode
 
-KIND: Final = 60_002
-LIFETIME_S: Final = 86_400
-
-
-def _validate(envelope: Envelope, now: int) -> RecordMeta:
-    del now
-    return RecordMeta(envelope.signer, b"", 1, LIFETIME_S, (envelope.body[:20],))
-
-
-RULES: Final = RecordKind(KIND, _validate)
+LOAD: Final = "upkeep and republishing"
+COLD: Final = "first read after joining"
+CHURN: Final = "50%/h replaced, 1% loss"
+NAT: Final = "clients behind NAT"
+JOINS: Final = "a tenth joins in 10 s"
+LEAVES: Final = "a tenth vanishes at once"
+HOSTILE: Final = "hostile"
+FREE_IDS: Final = "free ids"
+PLAIN: Final = "plain"
+PATHS: Final = 3
+"""Disjoint paths of a read that matters (contact records, arbiters)."""
 
 
-@dataclass(slots=True)
-class Reads:
-    """What became of the reads of one experiment."""
+class Gang(Enum):
+    """What the hostile fifth of a network does."""
 
-    nodes: int = 0
-    done: int = 0
-    found: int = 0
-    latencies_s: list[float] = field(default_factory=list)
-    asked: int = 0
-
-    @property
-    def success(self) -> float:
-        """Share of the reads that gave the honest record."""
-        return self.found / max(1, self.done)
-
-    def quantile(self, q: float) -> float:
-        """A quantile of the latency, seconds."""
-        ordered = sorted(self.latencies_s)
-        return ordered[min(len(ordered) - 1, int(q * len(ordered)))] if ordered else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the report."""
-
-    experiment: str
-    nodes: int
-    reads: int
-    success: float
-    rtts_p50: float
-    """Median latency of a read in round trips of the network's median."""
-    rtts_p95: float
-    messages_per_node_hour: float
-    cpu_s: float
-    rtts: tuple[float, ...] = ()
-    """The latency of each read in round trips, ascending."""
-
-    def as_dict(self) -> dict[str, object]:
-        """For JSON."""
-        return asdict(self)
-
-
-class Lab:
-    """A world with records in it."""
-
-    def __init__(self, seed: int, nodes: int, *, loss: float = 0.0, nat_share: float = 0.0) -> None:
-        self.began = time.process_time()
-        self.seed = seed
-        self.world = World(seed, model=NetModel(loss=loss), config=EngineConfig())
-        self.world.registry.add(RULES)
-        build(self.world, nodes, nat_share=nat_share)
-        self.size = nodes
-        self.records: dict[bytes, Record] = {}
-        self.reads = Reads(nodes)
-        self._publisher = SigningKey(self.world.rng.randbytes(32))
-
-    def honest(self) -> list[SimNode]:
-        """The nodes that keep the rules."""
-        return [n for n in self.world.nodes if n.honest]
-
-    def publish(self, count: int, topics: list[bytes] | None = None) -> None:
-        """Put records from random honest nodes. Their publishers do not care for them afterwards."""
-        world = self.world
-        for i in range(count):
-            topic = topics[i] if topics else world.rng.randbytes(20)
-            raw = self._publisher.seal(KIND, Network.REGTEST, topic + world.rng.randbytes(300)).raw
-            record = world.registry.check(raw, topic, 0)
-            self.records[topic] = record
-            node = world.rng.choice(self.honest())
-            world.do(node, node.engine.put, topic, record, lambda _: None, world.now)
-            world.run(world.now + 0.05)
-        world.run(world.now + 15)
-
-    def read(self, topic: bytes, *, quorum: int = 2, paths: int = 1) -> None:
-        """Start a read by a random honest node that does not hold the record."""
-        world = self.world
-        record, began = self.records[topic], world.now
-        node = world.nodes[0]
-        for _ in range(20):
-            node = world.rng.choice(world.nodes)
-            if node.honest and not node.engine.storage.total(topic):
-                break
-
-        def done(found: Found) -> None:
-            self.reads.done += 1
-            self.reads.asked += found.asked
-            self.reads.latencies_s.append(world.now - began)
-            self.reads.found += any(r.raw == record.raw for r in found.records)
-
-        world.do(node, node.engine.get, topic, done, world.now, quorum=quorum, paths=paths)
-
-    def read_all(self, count: int, over_s: float, *, quorum: int = 2, paths: int = 1) -> None:
-        """Spread reads of random records over a time."""
-        topics = list(self.records)
-        start = self.world.now
-        for i in range(count):
-            when = start + over_s * i / count
-            self.world.at(when, lambda: self.read(self.world.rng.choice(topics), quorum=quorum, paths=paths))
-        self.world.run(start + over_s + 12)
-
-    def churn(self, share_per_hour: float, until: float) -> None:
-        """Replace nodes at random from now until then."""
-        world = self.world
-        rate = self.size * share_per_hour / 3_600
-
-        def replace() -> None:
-            if world.now >= until:
-                return
-            victims = [n for n in (world.rng.choice(world.nodes) for _ in range(4)) if n.honest]
-            if victims:
-                world.kill(victims[0])
-            node = world.add()
-            seeds = [
-                n.contact for n in (world.rng.choice(world.nodes) for _ in range(5)) if n is not node and not n.nat
-            ]
-            world.join(node, seeds[:3])
-            world.at(world.now + world.rng.expovariate(rate), replace)
-
-        world.at(world.now + world.rng.expovariate(rate), replace)
-
-    def row(self, name: str, began_datagrams: int, seconds: float) -> Row:
-        """The line of this experiment."""
-        rtt = self.world.model.median_rtt_s
-        return Row(
-            experiment=name,
-            nodes=self.size,
-            reads=self.reads.done,
-            success=round(self.reads.success, 5),
-            rtts_p50=round(self.reads.quantile(0.5) / rtt, 2),
-            rtts_p95=round(self.reads.quantile(0.95) / rtt, 2),
-            messages_per_node_hour=round((self.world.datagrams - began_datagrams) / self.size * 3_600 / seconds, 1),
-            cpu_s=round(time.process_time() - self.began, 1),
-            rtts=tuple(round(s / rtt, 2) for s in sorted(self.reads.latencies_s)),
-        )
+    DROP = "drop"
+    LIE = "lie"
+    SILENT = "silent"
+    STALE = "stale"
+    ECLIPSE = "eclipse"
+    """All of them nearer to the keys that are read than any honest node, naming each other only."""
+    MIXED = "mixed"
+    """A fifth of them each."""
 
 
 def churn(lab: Lab, *, seconds: float = 3_600, reads: int = 1_000, records: int = 200) -> Row:
@@ -173,76 +47,191 @@ def churn(lab: Lab, *, seconds: float = 3_600, reads: int = 1_000, records: int 
     began = lab.world.datagrams
     lab.churn(0.5, lab.world.now + seconds)
     lab.read_all(reads, seconds)
-    return lab.row("50%/h replaced, 1% loss", began, seconds)
+    return lab.row(CHURN, began, seconds)
 
 
-def idle(lab: Lab, *, seconds: float = 1_800) -> Row:
-    """What the network costs a node that does nothing, under the same churn, no reads, one record per 20 nodes."""
-    lab.publish(lab.size // 20)
-    began = lab.world.datagrams
-    lab.churn(0.5, lab.world.now + seconds)
-    lab.world.run(lab.world.now + seconds)
-    return lab.row("no reads, 50%/h replaced", began, seconds)
+def peaks(care: dict[int, int], start: float, end: float) -> tuple[float, float]:
+    """(highest, mean) questions for the records' sake per ten seconds between two times."""
+    tens = [care.get(t, 0) for t in range(int(start / 10) + 1, int(end / 10))]
+    return (max(tens), sum(tens) / len(tens)) if tens else (0.0, 0.0)
+
+
+def load(lab: Lab, *, seconds: float = 1_800) -> Row:
+    """What the network costs a node: churn of 50% per hour, a record of each node and an offer of every fourth."""
+    world = lab.world
+    lab.load()
+    start, began = world.now, world.datagrams
+    lab.churn(0.5, start + seconds)
+    world.run(start + seconds)
+    highest, mean = peaks(world.care, start, world.now)
+    notes = {
+        "care_per_node_hour": round(mean * 360 / lab.size, 1),
+        "care_peak_over_mean": round(highest / max(1e-9, mean), 2),
+        "busiest_node_per_s": max(n.busiest for n in world.nodes),
+        "records_per_node": round(sum(n.engine.storage.records for n in world.nodes) / len(world.nodes), 1),
+    }
+    return lab.row(LOAD, began, seconds, notes=notes)
+
+
+def load_often(seeds: Iterable[int], nodes: int, *, seconds: float = 1_800) -> Row:
+    """`load` of several small networks, and the mean of them: in one, a few comings and goings more would show."""
+    rows = [load(Lab(seed, nodes), seconds=seconds) for seed in seeds]
+    count = len(rows)
+    return replace(
+        rows[0],
+        messages_per_node_hour=round(sum(r.messages_per_node_hour for r in rows) / count, 1),
+        cpu_s=round(sum(r.cpu_s for r in rows), 1),
+        notes={name: round(sum(r.notes[name] for r in rows) / count, 2) for name in rows[0].notes},
+        trace="".join(r.trace for r in rows),
+    )
+
+
+def _arrive(lab: Lab) -> None:
+    lab.arrive()
+
+
+def storm(lab: Lab, *, leave: bool, quiet_s: float = 200, seconds: float = 600) -> Row:
+    """A tenth of the nodes joins within ten seconds, or vanishes: what holders and publishers do about it."""
+    world = lab.world
+    lab.load()
+    lab.busy = False  # what newcomers publish is not counted against the others
+    start = world.now
+    world.run(start + quiet_s)
+    _, mean = peaks(world.care, start, world.now)
+    for node in world.nodes:
+        node.busiest = 0
+    event, began = world.now, world.datagrams
+    count = lab.size // 10
+    if leave:
+        for node in world.rng.sample(world.nodes, count):
+            world.kill(node)
+    else:
+        for i in range(count):
+            world.at(event + 10.0 * i / count, _arrive, lab)
+    world.run(event + seconds)
+    highest, after = peaks(world.care, event, world.now)
+    notes = {
+        "care_quiet_per_node_hour": round(mean * 360 / lab.size, 1),
+        "care_peak_per_node_second": round(highest / 10 / lab.size, 3),
+        "care_peak_over_mean": round(highest / max(1e-9, after), 2),
+        "busiest_node_per_s": max(n.busiest for n in world.nodes),
+    }
+    return lab.row(LEAVES if leave else JOINS, began, seconds, notes=notes)
 
 
 def cold(lab: Lab, *, reads: int = 300) -> Row:
     """Reads by nodes that have just joined and have asked nothing yet."""
     lab.publish(100)
-    began = lab.world.datagrams
-    start = lab.world.now
+    world = lab.world
+    began, start = world.datagrams, world.now
     topics = list(lab.records)
     for _ in range(reads):
-        node = lab.world.add()
-        others = [n.contact for n in lab.world.rng.sample(lab.world.nodes, 6) if n is not node and not n.nat]
-        record = lab.world.rng.choice(topics)
+        node = world.add()
+        others = [n.contact for n in world.rng.sample(world.nodes, 6) if n is not node and not n.nat]
+        topic = world.rng.choice(topics)
 
-        def look(node: SimNode = node, topic: bytes = record) -> None:
-            began_at = lab.world.now
+        def look(node: SimNode = node, topic: bytes = topic) -> None:
+            lab.look(node, topic)
 
-            def done(found: Found) -> None:
-                lab.reads.done += 1
-                lab.reads.latencies_s.append(lab.world.now - began_at)
-                lab.reads.found += any(r.raw == lab.records[topic].raw for r in found.records)
-
-            lab.world.do(node, node.engine.get, topic, done, lab.world.now)
-
-        lab.world.join(node, others[:3], lambda look=look: lab.world.at(lab.world.now + 3.0, look))  # type: ignore[misc]
-        lab.world.run(lab.world.now + 0.2)
-    lab.world.run(lab.world.now + 20)
-    return lab.row("first read after joining", began, lab.world.now - start)
+        world.join(node, others[:3], lambda look=look: world.at(world.now + 3.0, look))  # type: ignore[misc]
+        world.run(world.now + 0.2)
+    world.run(world.now + 20)
+    return lab.row(COLD, began, world.now - start)
 
 
-def hostile(lab: Lab, *, behaviour: Behaviour, share: float = 0.2, reads: int = 500) -> Row:
-    """A fifth of the nodes is hostile from before the records are put."""
+def nat(lab: Lab, *, share: float = 0.5, reads: int = 400) -> Row:
+    """Clients behind NATs join, publish and read; none may ever be in a table, or even be named by anybody."""
     world = lab.world
-    bad = world.rng.sample(world.nodes, int(share * lab.size))
-    gang = [n.contact for n in bad]
-    for node in bad:
-        turn(world, node, behaviour, gang)
-    lab.publish(100)
-    began = world.datagrams
-    lab.read_all(reads, 60.0, paths=3)
-    return lab.row(f"{share:.0%} hostile: {behaviour.value}", began, 60.0)
+    clients = [lab.arrive(nat=True) for _ in range(int(lab.size * share))]
+    behind = {n.contact.key for n in clients}
+    began, start = world.datagrams, world.now
+    world.run(world.now + 30)
+    for _ in range(100):
+        topic = world.rng.randbytes(20)
+        record = lab.records[topic] = lab.record(topic)
+        client = world.rng.choice(clients)
+        world.do(client, client.engine.put, topic, record, lambda _: None, world.now)
+    world.run(world.now + 15)
+    found = 0
+    for _ in range(3):
+        lab.read_all(reads // 3, 60.0, nat=True)
+        for node in world.nodes:
+            for bucket in node.engine.table.buckets:
+                listed = (*bucket.nodes.values(), *bucket.replacement_nodes.values(), *bucket.named.values())
+                found += sum(1 for c in listed if c.key in behind)
+    notes: dict[str, float] = {"clients": len(clients), "clients_in_tables": found}
+    return lab.row(NAT, began, world.now - start, notes=notes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Crowd:
+    """Identities around keys, and those keys."""
+
+    nodes: list[SimNode]
+    topics: list[bytes]
+
+
+def _crowd(lab: Lab, ids: int, topics: list[bytes], over_s: float) -> _Crowd:
+    """`ids` identities nearer to the topics than any honest node, each in its own address group."""
+    world = lab.world
+    honest = lab.honest()
+    within = {
+        t: min(n.contact.long_id ^ number for n in honest) for t in topics for number in (int.from_bytes(t, "big"),)
+    }
+    keys = grind_around(world, within, ids)
+    world.rng.shuffle(keys)
+    nodes: list[SimNode] = []
+    for i, key in enumerate(keys):
+        world.at(world.now + over_s * i / len(keys), lambda key=key: nodes.append(lab.arrive(key=key)))
+    world.run(world.now + over_s)
+    gang = [n.contact for n in nodes]
+    for node in nodes:
+        turn(world, node, Behaviour.LIE, gang)
+    world.run(world.now + 120)
+    return _Crowd(nodes, topics)
+
+
+def hostile(lab: Lab, *, gang: Gang, share: float = 0.2, reads: int = 500, keys: int = 100) -> list[Row]:
+    """A fifth of the nodes is hostile from before the newest version of the records is put. Plain and careful reads."""
+    world = lab.world
+    topics = [world.rng.randbytes(20) for _ in range(keys)]
+    if gang in (Gang.STALE, Gang.MIXED):
+        lab.publish(keys, topics, sequence=1)
+    total = int(lab.size * share)
+    behaviours = {
+        Gang.DROP: [Behaviour.DROP],
+        Gang.LIE: [Behaviour.LIE],
+        Gang.SILENT: [Behaviour.SILENT],
+        Gang.STALE: [Behaviour.STALE],
+        Gang.ECLIPSE: [],
+        Gang.MIXED: list(Behaviour),
+    }[gang]
+    inside = total if gang is not Gang.MIXED else total * 4 // 5
+    if behaviours:
+        bad = world.rng.sample(world.nodes, inside)
+        contacts = [n.contact for n in bad]
+        for i, node in enumerate(bad):
+            turn(world, node, behaviours[i % len(behaviours)], contacts)
+    if gang in (Gang.ECLIPSE, Gang.MIXED):
+        # They come on top: their number is chosen so that the whole has the share asked for.
+        more = int(lab.size * share / (1 - share)) if gang is Gang.ECLIPSE else total - inside
+        _crowd(lab, more, topics, 60.0)
+    lab.publish(keys, topics, sequence=2)
+    rows = []
+    for paths in (1, PATHS):
+        began, mine = world.datagrams, Reads()
+        lab.read_all(reads, 60.0, paths=paths, reads=mine)
+        name = f"{share:.0%} {HOSTILE}, {gang.value}: {PLAIN if paths == 1 else f'{paths} paths'}"
+        rows.append(lab.row(name, began, 60.0, reads=mine))
+    return rows
 
 
 def eclipse(lab: Lab, *, ids: int = 20, reads: int = 200, keys: int = 5) -> Row:
     """`ids` identities closer to a key than any honest node, each in its own address group, that hide its record."""
     world = lab.world
     topics = [world.rng.randbytes(20) for _ in range(keys)]
-    bad: list[SimNode] = []
-    for topic in topics:
-        number = int.from_bytes(topic, "big")
-        nearest = min(n.contact.long_id ^ number for n in lab.honest())
-        for key in grind_keys(world, topic, ids, nearest):
-            node = world.add(key=key)
-            bad.append(node)
-            world.join(node, [n.contact for n in world.rng.sample(lab.honest(), 3)])
-            world.run(world.now + 0.5)
-    gang = [n.contact for n in bad]
-    for node in bad:
-        turn(world, node, Behaviour.LIE, gang)
-    world.run(world.now + 120)
+    _crowd(lab, ids * keys, topics, 0.5 * ids * keys)
     lab.publish(keys, topics)
     began = world.datagrams
     lab.read_all(reads, 60.0)
-    return lab.row(f"{ids} free ids around each of {keys} keys", began, 60.0)
+    return lab.row(f"{ids} {FREE_IDS} around each of {keys} keys", began, 60.0)

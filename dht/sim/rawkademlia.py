@@ -11,7 +11,7 @@ from kademlia.network import Server
 from kademlia.storage import ForgetfulStorage
 from kademlia.utils import digest
 
-from dht.sim.experiments import Row
+from dht.sim.lab import Row
 
 EVIL = b"the attacker's"
 

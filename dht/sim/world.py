@@ -12,14 +12,21 @@ from typing import Final
 
 from dht.contact import Address, Contact, intern_contact
 from dht.engine import Engine, EngineConfig
+from dht.messages import Op
 from dht.records import Registry
-from dht.rpc import Peer, Rpc
+from dht.rpc import Asker, Call, Peer, Rpc
 from dht.storage import Storage, StorageLimits
 from protocol.identity import SigningKey
 from protocol.types import Network
 
 STEP_S: Final = 20.0
 """Chores in the simulation run when something is due, or after this time: a daemon looks every second."""
+MAPPING_S: Final = 60.0
+"""How long a NAT lets in what comes from an address that a node behind it has sent to."""
+MAPPINGS: Final = 256
+"""Mappings kept before those that have ended are forgotten."""
+CARE: Final = frozenset((Op.FIND_VALUE, Op.STORE, Op.STORE_PART, Op.FETCH_PART))
+"""What holders and publishers ask for their records' sake, where nobody reads."""
 
 
 class SimKey(SigningKey):
@@ -30,7 +37,14 @@ class SimKey(SigningKey):
 
 
 class SimRpc(Rpc):
-    """The real one, except that a pair's keys come from a hash."""
+    """The real one, except that a pair's keys come from a hash, and that the world hears what is asked."""
+
+    count: Callable[[int], None]
+
+    def call(self, contact: Contact, op: int, body: bytes, asker: Asker, now: float, tag: int = 0) -> Call:
+        """Put a question to a node."""
+        self.count(op)
+        return super().call(contact, op, body, asker, now, tag)
 
     def _agree(self, peer: Peer) -> None:
         mine, theirs = self.key.public, peer.contact.key
@@ -51,7 +65,20 @@ class NetModel:
 class SimNode:
     """One node of the world."""
 
-    __slots__ = ("alive", "armed_at", "contact", "delay", "engine", "honest", "joined_at", "nat")
+    __slots__ = (
+        "alive",
+        "armed_at",
+        "busiest",
+        "contact",
+        "delay",
+        "engine",
+        "honest",
+        "joined_at",
+        "mappings",
+        "nat",
+        "second",
+        "spent",
+    )
 
     def __init__(self, engine: Engine, contact: Contact, delay: float, *, nat: bool) -> None:
         self.engine = engine
@@ -63,6 +90,13 @@ class SimNode:
         self.honest = True
         self.armed_at = math.inf
         self.joined_at = 0.0
+        self.mappings: dict[Address, float] = {}
+        """Behind a NAT: whose datagrams it lets in, and until when."""
+        self.second = -1
+        self.spent = 0
+        """Questions for the records' sake in this second of virtual time."""
+        self.busiest = 0
+        """The most of them in any second."""
 
 
 class World:
@@ -77,6 +111,9 @@ class World:
         self.nodes: list[SimNode] = []
         self.datagrams = 0
         self.bytes = 0
+        self.care: dict[int, int] = {}
+        """Questions for the records' sake per ten seconds of virtual time."""
+        self._trace = blake2b(digest_size=16)
         self._by_address: dict[Address, SimNode] = {}
         self._events: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
         self._count = 0
@@ -116,6 +153,7 @@ class World:
             rng=node_rng,
             client=nat,
         )
+        rpc.count = lambda op: self._counted(sender[0], op)
         storage = Storage(StorageLimits(), secret=node_rng.randbytes(16))
         engine = Engine(config, rpc, self.registry, storage, node_rng)
         delay = self.model.median_rtt_s / 4 * math.exp(rng.gauss(0.0, self.model.spread))
@@ -163,9 +201,29 @@ class World:
 
     # -- datagrams ---------------------------------------------------------------------------------------------
 
+    @property
+    def trace(self) -> str:
+        """A digest of every datagram sent so far, with its time: equal for equal runs."""
+        return self._trace.hexdigest()
+
+    def _counted(self, node: SimNode, op: int) -> None:
+        if op not in CARE:
+            return
+        tens = int(self.now / 10)
+        self.care[tens] = self.care.get(tens, 0) + 1
+        if node.second != int(self.now):
+            node.second, node.spent = int(self.now), 0
+        node.spent += 1
+        node.busiest = max(node.busiest, node.spent)
+
     def _send(self, sender: SimNode, datagram: bytes, address: Address) -> None:
         self.datagrams += 1
         self.bytes += len(datagram)
+        self._trace.update(b"%.9f" % self.now + datagram)
+        if sender.nat:
+            if len(sender.mappings) >= MAPPINGS:
+                sender.mappings = {a: until for a, until in sender.mappings.items() if until > self.now}
+            sender.mappings[address] = self.now + MAPPING_S
         if not sender.alive or (self.model.loss and self.rng.random() < self.model.loss):
             return
         receiver = self._by_address.get(address)
@@ -174,8 +232,8 @@ class World:
             self.at(self.now + delay, self._deliver, receiver, datagram, sender.contact.address)
 
     def _deliver(self, receiver: SimNode, datagram: bytes, address: Address) -> None:
-        # A NAT lets in answers to what was sent, which carry the reply's head byte; nothing unasked.
-        if receiver.alive and not (receiver.nat and datagram[0] == 0xD1):
+        # A NAT lets in what comes from where the node has sent to, be it an answer or not; nothing else.
+        if receiver.alive and not (receiver.nat and receiver.mappings.get(address, 0.0) < self.now):
             receiver.engine.receive(datagram, address, self.now)
             self._arm(receiver)
 
