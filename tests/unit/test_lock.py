@@ -32,7 +32,13 @@ def pins(name: str) -> dict[str, list[Version]]:
     return found
 
 
-LOCKS = {"requirements.txt": RUNTIME, "requirements-dev.txt": ALL, "requirements-bench.txt": BENCH}
+ELECTRUM = [line for line in (ROOT / "requirements-electrum.in").read_text().splitlines() if line[0] != "#"]
+LOCKS = {
+    "requirements.txt": RUNTIME,
+    "requirements-dev.txt": ALL,
+    "requirements-bench.txt": BENCH,
+    "requirements-electrum.txt": ELECTRUM,
+}
 
 
 @pytest.mark.parametrize(("lock", "wanted"), LOCKS.items())
@@ -57,8 +63,9 @@ def test_tests_run_against_the_versions_that_users_get() -> None:
     assert {name: developers.get(name) for name in pins("requirements.txt")} == pins("requirements.txt")
 
 
-def test_benches_measure_the_versions_that_users_get() -> None:
-    benches, developers = pins("requirements-bench.txt"), pins("requirements-dev.txt")
-    assert {name: benches[name] for name in benches.keys() & developers} == {
-        name: developers[name] for name in benches.keys() & developers
+@pytest.mark.parametrize("lock", ["requirements-bench.txt", "requirements-electrum.txt"])
+def test_what_comes_on_top_changes_no_version_that_users_get(lock: str) -> None:
+    more, developers = pins(lock), pins("requirements-dev.txt")
+    assert {name: more[name] for name in more.keys() & developers} == {
+        name: developers[name] for name in more.keys() & developers
     }
