@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Final, Literal, cast
@@ -77,7 +77,7 @@ class Backup(Struct, frozen=True):
 
 def make(folder: DataDir, keys: Keys, now: UnixTime) -> bytes:
     """The backup of a data directory, whose node may be running. Raises DataCorrupt, DiskError."""
-    files = {DATABASE: snapshot(folder.database)}
+    files = {DATABASE: snapshot_database(folder.database, now)}
     wallet = folder.path / WALLET
     if wallet.exists():
         files[WALLET] = snapshot(wallet)
@@ -143,11 +143,28 @@ def write_files(folder: DataDir, files: dict[str, bytes]) -> None:
         write_private(path, content, replace=False)
 
 
-def snapshot(path: Path) -> bytes:
-    """A consistent copy of an SQLite file that may be in use. Raises DataCorrupt."""
+def snapshot_database(path: Path, now: UnixTime) -> bytes:
+    """A copy of a node's database that knows that it is one: what is open in it is held (`p2pnode.reconcile`)."""
+
+    def mark(copy: sqlite3.Connection) -> None:
+        copy.execute("INSERT INTO restored (made) VALUES (?)", (now,))
+        copy.execute("DELETE FROM held")
+        copy.execute("INSERT INTO held (chain) SELECT trade_id FROM trades WHERE open = 1")
+        copy.execute(
+            """INSERT INTO held (chain) SELECT chain FROM conversations LEFT JOIN trades USING (trade_id)
+               LEFT JOIN cases USING (trade_id) WHERE CASE arbitrates WHEN 1 THEN cases.open ELSE trades.open END"""
+        )
+        copy.commit()
+
+    return snapshot(path, mark)
+
+
+def snapshot(path: Path, change: Callable[[sqlite3.Connection], None] = lambda _: None) -> bytes:
+    """A consistent copy of an SQLite file that may be in use, changed by `change`. Raises DataCorrupt."""
     try:
         with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(":memory:")) as copy:
             source.backup(copy)
+            change(copy)
             (verdict,) = copy.execute("PRAGMA quick_check").fetchone()
             if verdict != "ok":
                 raise DataCorrupt(f"{path} is damaged ({verdict}): no backup was made of it")

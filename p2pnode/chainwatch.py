@@ -28,6 +28,7 @@ from escrow.chain.base import (
 from escrow.coins import OutPoint
 from p2pnode.clock import Clock
 from p2pnode.engine import Engine
+from p2pnode.tradestore import Timer
 from protocol import trade_events as ev
 from protocol.errors import IllegalTransition
 from protocol.trade_state import TradeState
@@ -67,7 +68,7 @@ class ChainWatch:
         self._engine.subscribe(lambda _state: self._timers_changed.set())
         requests: list[WatchRequest] = []
         for stored in self._engine.trades.all():
-            if stored.watch_from is not None:
+            if stored.watch_from is not None and not self._engine.trades.is_held(stored.state.trade_id):
                 requests += self._requests(stored.state, stored.watch_from)
         if requests:
             await self._backend.watch_many(requests)
@@ -145,9 +146,14 @@ class ChainWatch:
                 self._fire(timer.trade_id, timer.name)
 
     def _fire(self, trade_id: bytes, name: str) -> None:
+        if self._engine.trades.is_held(trade_id):
+            return
         with self._engine.trades.database.transaction():
             self._engine.trades.stop_timer(trade_id, name)
             self._apply(trade_id, ev.TimerFired(name))  # type: ignore[arg-type]  # only names that a trade set
+
+    def _held(self, timer: Timer) -> bool:
+        return self._engine.trades.is_held(timer.trade_id)
 
     async def _wall_clock(self) -> None:
         """Fire deadlines in seconds; sleep until the next one, or until one changes."""
@@ -158,7 +164,7 @@ class ChainWatch:
             for at_time, timer in due:
                 if at_time <= now:
                     self._fire(timer.trade_id, timer.name)
-            pending = [at_time - now for at_time, _ in due if at_time > now]
+            pending = [max(at_time - now, 1) for at_time, timer in due if at_time > now or self._held(timer)]
             # Not wait_for: on Python 3.11 it may swallow a cancellation that comes with the event.
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(pending, default=None)):

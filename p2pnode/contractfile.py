@@ -117,6 +117,13 @@ class ContractDirectory:
             raise NotWritable(f"the contract file could not be written: {e.detail}") from e
         return path
 
+    def add(self, state: TradeState) -> None:
+        """Write the file of a trade that was got back from its counterparty; a failure is only logged."""
+        try:
+            self.export(state)
+        except NotWritable as e:
+            log.warning("%s", e.detail)
+
     def keep(self, state: TradeState) -> None:
         """Write a file that is there again if there is more to know; for the engine's listeners, so it never raises.
 

@@ -125,6 +125,12 @@ class Conversations:
         self._trades.add_message(conversation.chain, heads.received, envelope.id, envelope.raw, now, out=False)
         self._save(conversation, replace(heads, received=heads.received + 1, received_head=envelope.id))
 
+    def record_sent(self, conversation: Conversation, envelope: Envelope, now: int) -> None:
+        """Add a message that we signed before, on a disk that is lost."""
+        heads = conversation.heads
+        self._trades.add_message(conversation.chain, heads.sent, envelope.id, envelope.raw, now, out=True)
+        self._save(conversation, replace(heads, sent=heads.sent + 1, sent_head=envelope.id))
+
     def send(self, conversation: Conversation, payload: CasePayload, now: int) -> None:
         """Sign, record and queue the next message of ours."""
         heads = conversation.heads

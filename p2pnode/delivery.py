@@ -31,6 +31,8 @@ STUCK_SECONDS: Final = 30.0
 
 WRONG_TIME: Final = 2142
 """The code of `intake.WrongTime`."""
+UNKNOWN_TRADE: Final = 2144
+"""The code of `intake.UnknownTrade`: the peer may have lost its disk, and gets the trade back (`p2pnode.reconcile`)."""
 WRONG_TIME_SECONDS: Final = 3_600
 """How long a message that does not fit the peer's present state of the trade is offered again."""
 
@@ -97,6 +99,8 @@ class Delivery:
         self._workers: dict[bytes, asyncio.Task[None]] = {}
         self._nudges: dict[bytes, asyncio.Event] = {}
         self._closing = False
+        self.on_unknown: Callable[[bytes], None] = lambda _chain: None
+        """Told of a chain that a peer does not know, though it is part of it."""
 
     def start(self) -> None:
         """Take up what an earlier run left."""
@@ -178,7 +182,10 @@ class Delivery:
         try:
             await self._post.deliver(contact, message.raw, ATTEMPT_SECONDS)
         except Refused as e:
-            if e.peer_code == WRONG_TIME and self._clock.now() - message.created < WRONG_TIME_SECONDS:
+            if e.peer_code == UNKNOWN_TRADE:
+                self.on_unknown(message.trade_id)
+            patient = e.peer_code in (WRONG_TIME, UNKNOWN_TRADE)
+            if patient and self._clock.now() - message.created < WRONG_TIME_SECONDS:
                 # The peer's view of the chain may be behind ours: what it refuses now, it may want later.
                 raise Undelivered(e.detail) from e
             self.refuse(message, e.peer_code, e.detail)

@@ -8,7 +8,7 @@ told only after the commit returned.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol, assert_never
 
 from msgspec.structs import replace
@@ -17,7 +17,7 @@ from p2pnode.clock import Clock
 from p2pnode.conversations import Conversation, Conversations
 from p2pnode.divergence import TOPIC, Divergences
 from p2pnode.notices import Notices
-from p2pnode.tradestore import Heads, OutgoingMessage, Timer, TradeStore
+from p2pnode.tradestore import SIGNING, Heads, OutgoingMessage, Timer, TradeStore
 from protocol.attachment import Attachment
 from protocol.case_messages import CaseFile, CaseOpening, CasePayload, Evidence
 from protocol.dispute_events import ExposeArbiter, OpenCase, SendToArbiter
@@ -26,7 +26,10 @@ from protocol.identity import SigningKey
 from protocol.messages import AttachmentOffer, Claim, Header, Message, Payload, encode
 from protocol.ruling import Equivocation
 from protocol.trade import step
+from protocol.trade_agreeing import witnesses_of
 from protocol.trade_events import (
+    BroadcastFunding,
+    DeclarePaid,
     DeferredEffect,
     DeliveryRefused,
     NotifyUser,
@@ -36,7 +39,8 @@ from protocol.trade_events import (
     StopTimer,
     TradeEvent,
 )
-from protocol.trade_state import TradeState
+from protocol.trade_state import TERMINAL, TradeState
+from protocol.trade_table import agreed
 from protocol.transcript import fit
 from protocol.types import Branch, Network
 from protocol.wire import Envelope
@@ -46,8 +50,19 @@ MAX_FILE: Final = 900_000
 
 DIVERGED: Final = 2145
 """The code of `intake.Diverged`."""
+UNCONFIRMED: Final = (
+    "this node was restored, and the counterparty has not told what you had signed before: if you had offered it a "
+    "settlement, it could take that and your payment. Don't pay; open a dispute instead"
+)
 
 Listener = Callable[[TradeState], None]
+Fix = Callable[[TradeState], TradeState]
+
+
+class HeldTrade(IllegalTransition):
+    """This trade was restored from a copy: nothing is done before the counterparty has told how far it had come."""
+
+    code = 1310
 
 
 class Keys(Protocol):
@@ -134,14 +149,18 @@ class Engine:
         received: Message | None = None,
         heard: tuple[Conversation, Envelope] | None = None,
         done: int | None = None,
+        returned: bool = False,
     ) -> TradeState:
         """Step the trade and record it.
 
         `received` is the peer's message that the event came in, `heard` an arbiter's, `done` the pending effect whose
-        result it is. Raises IllegalTransition; then nothing is recorded.
+        result it is. `returned`: the message was received before, by a disk that is lost. Raises IllegalTransition;
+        then nothing is recorded.
         """
         now = self._clock.now()
         with self.trades.database.transaction():
+            if not returned:
+                self._check_not_held(trade_id, event)
             stored = self.trades.get(trade_id)
             state, effects = step(stored.state if stored else None, event)
             heads = stored.heads if stored else Heads()
@@ -149,9 +168,8 @@ class Engine:
                 heads = self._record_received(state, heads, received, now)
             if heard is not None:
                 self.conversations.record_received(*heard, now)
-            if state.contract is not None and (stored is None or stored.state.contract is None):
-                for branch in Branch:
-                    self.conversations.expect(state.contract, branch, state.side, arbitrates=False)
+            if stored is None or stored.state.contract is None:
+                self._expect_arbiters(state, returned=returned)
             deferred: list[DeferredEffect] = []
             for effect in effects:
                 if isinstance(effect, SendMessage):
@@ -171,6 +189,84 @@ class Engine:
         for listener in self._listeners:
             listener(state)
         return state
+
+    def recall(
+        self,
+        trade_id: bytes,
+        events: Sequence[TradeEvent],
+        message: Message | None = None,
+        *,
+        fix: Fix = lambda state: state,
+    ) -> TradeState:
+        """Record what was done on a disk that is lost: events, and the message of ours that they led to.
+
+        Nothing is signed or sent, and nobody is told: all that was done then. What the chain is to show is asked for
+        again. `fix` corrects what the events assumed. Raises IllegalTransition; then nothing is recorded.
+        """
+        now = self._clock.now()
+        with self.trades.database.transaction():
+            stored = self.trades.get(trade_id)
+            state, heads = (stored.state, stored.heads) if stored else (None, Heads())
+            known = state.contract if state is not None else None
+            deferred: list[DeferredEffect] = []
+            for event in events:
+                state, effects = step(state, event)
+                self.trades.log(trade_id, type(state.phase).__name__, event, now)
+                for effect in effects:
+                    if isinstance(effect, StopTimer) or (isinstance(effect, SetTimer) and effect.height is None):
+                        self._record(effect, state, now)
+                    elif not isinstance(effect, (RecordedEffect, *SIGNING)):
+                        deferred.append(effect)
+            if state is None:
+                raise IllegalTransition("the message belongs to a trade that this node does not know")
+            if known is None:
+                self._expect_arbiters(state, returned=True)
+            state = fix(state)
+            if not witnesses_of(state, state.side):
+                # Another life signed the funding: only the chain has it, and nothing is left to broadcast.
+                deferred = [effect for effect in deferred if not isinstance(effect, BroadcastFunding)]
+            if events:
+                self.trades.drop_signing(trade_id)
+            self.trades.add_effects(trade_id, deferred)
+            if message is not None:
+                envelope = message.envelope
+                self.trades.add_message(trade_id, heads.sent, envelope.id, envelope.raw, now, out=True)
+                if self.files is not None and isinstance(message.payload, AttachmentOffer):
+                    self.files.show_to(message.payload.attachment.content, state.peer)
+                heads = replace(heads, sent=heads.sent + 1, sent_head=envelope.id)
+            self.trades.save(state, heads, now)
+        return state
+
+    def resume(self, trade_id: bytes) -> None:
+        """A trade that was held goes on: whoever listens is told, and the arbiter is asked if it has never been."""
+        with self.trades.database.transaction():
+            stored = self.trades.get(trade_id)
+            if stored is None:
+                return
+            state = stored.state
+            over = isinstance(state.phase, TERMINAL) or state.dispute is None
+            claim = None if over or state.dispute is None else state.dispute.own_claim
+            talk = self.conversations.find(trade_id, state.bench, state.side, arbitrates=False)
+            if claim is not None and talk is not None and talk.heads.sent == 0:
+                self._record(OpenCase(state.bench, claim), state, self._clock.now())
+        for listener in self._listeners:
+            listener(state)
+
+    def _check_not_held(self, trade_id: bytes, event: TradeEvent) -> None:
+        """Raises HeldTrade, a user's IllegalTransition."""
+        if isinstance(event, DeliveryRefused):
+            return
+        if self.trades.is_held(trade_id):
+            raise HeldTrade
+        if isinstance(event, DeclarePaid) and self.trades.is_unconfirmed(trade_id):
+            raise HeldTrade(UNCONFIRMED)
+
+    def _expect_arbiters(self, state: TradeState, *, returned: bool) -> None:
+        for branch in Branch if state.contract is not None else ():
+            self.conversations.expect(agreed(state), branch, state.side, arbitrates=False)
+            talk = self.conversations.find(state.trade_id, branch, state.side, arbitrates=False)
+            if returned and talk is not None:
+                self.trades.hold(talk.chain)
 
     def refused(self, conversation_or_trade: bytes, code: int, text: str) -> None:
         """A node will not take a message of ours: the peer's, an arbiter's, or a party's of a case of ours."""

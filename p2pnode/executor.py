@@ -124,7 +124,7 @@ class Executor:
 
     async def _drain(self, trade_id: bytes) -> None:
         pause = FIRST_PAUSE
-        while pending := self._trades.pending_effects(trade_id):
+        while not self._trades.is_held(trade_id) and (pending := self._trades.pending_effects(trade_id)):
             try:
                 await self._run(pending[0])
                 pause = FIRST_PAUSE

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Protocol, assert_never
+from typing import Final, Protocol, assert_never
 
 from escrow.coins import OutPoint
 from escrow.inputs import check_previous, check_witnesses
@@ -25,7 +25,7 @@ from p2pnode.engine import Engine
 from p2pnode.hearing import agreed_event, arbiter_event, proposal_event
 from p2pnode.policy import TradePolicy
 from p2pnode.prices import Prices
-from p2pnode.tradestore import Heads, TradeStore
+from p2pnode.tradestore import Heads, StoredTrade, TradeStore
 from protocol import dispute_events as dv
 from protocol import trade_events as ev
 from protocol import trade_state as st
@@ -50,6 +50,7 @@ from protocol.messages import (
     PaymentDetails,
     Proposal,
     Released,
+    Returned,
     Seal,
     Sync,
     Take,
@@ -61,6 +62,8 @@ from protocol.types import Network
 from protocol.wire import Envelope, Kind, kind_of, open_envelope, parse_envelope, unpack
 
 log = logging.getLogger(__name__)
+
+HELD: Final = "this node was restored from a copy, and asks first for what it has lost"
 
 
 class OfferGone(PeerRefusal):
@@ -147,7 +150,10 @@ class Intake:
         unspent: Callable[[OutPoint], Awaitable[bool | None]],
         prices: Prices = lambda _currency, _feeds: None,
     ) -> None:
-        """`unspent` asks our own chain backend (`ChainBackend.unspent`); `prices` gives market prices."""
+        """`unspent` asks our own chain backend (`ChainBackend.unspent`); `prices` gives market prices.
+
+        `on_sync` takes `Sync` and its answer; it may raise a peer's error.
+        """
         self.cases: Cases | None = None
         """Takes what is addressed to us as an arbiter; None: this node is none."""
         self._engine = engine
@@ -158,6 +164,8 @@ class Intake:
         self._network = network
         self._clock = clock
         self._on_sync = on_sync
+        self.on_returned: Callable[[Envelope, Returned], None] | None = None
+        """Takes what a peer has kept of ours; it may raise a peer's error."""
         self._unspent = unspent
         self._prices = prices
 
@@ -170,8 +178,12 @@ class Intake:
         kind = kind_of(envelope.kind)
         if kind is None:
             return b""
-        if kind is Kind.SYNC:
-            self._on_sync(envelope, unpack(envelope.body, Sync, limit=Kind.SYNC.limit))
+        if kind in (Kind.SYNC, Kind.SYNCED):
+            self._on_sync(envelope, unpack(envelope.body, Sync, limit=kind.limit))
+            return b""
+        if kind is Kind.RETURNED:
+            if self.on_returned is not None:
+                self.on_returned(envelope, unpack(envelope.body, Returned, limit=kind.limit))
             return b""
         known = self._trades.find_message(envelope.id, out=False)
         if known is not None:
@@ -266,16 +278,26 @@ class Intake:
             return True
         if envelope.signer != conversation.arbiter:
             raise BadSignature("the message is not signed by the arbiter of its case")
+        if self._trades.is_held(conversation.chain) or self._trades.is_held(conversation.trade_id):
+            raise OutOfOrder(HELD)
+        self._hear(message, conversation)
+        return True
+
+    def returned_case(self, envelope: Envelope, conversation: Conversation) -> None:
+        """A verified message of our arbiter that a lost disk had: the same checks, and no hold."""
+        self._hear(decode_case(envelope), conversation, returned=True)
+
+    def _hear(self, message: CaseMessage, conversation: Conversation, *, returned: bool = False) -> None:
         stored = self._trades.get(conversation.trade_id)
         if stored is None:
             raise UnknownTrade
         check_link(message.header, conversation.heads, self._trades)
         event = arbiter_event(message, conversation, stored.state, _contract(stored.state))
+        heard = (conversation, message.envelope)
         try:
-            self._engine.apply(conversation.trade_id, event, heard=(conversation, envelope))
+            self._engine.apply(conversation.trade_id, event, heard=heard, returned=returned)
         except IllegalTransition as e:
             raise WrongTime(e.detail) from e
-        return True
 
     # --- everything after it -----------------------------------------------------------------------------------
 
@@ -283,6 +305,15 @@ class Intake:
         stored = self._trades.get(message.header.trade_id)
         if stored is None:
             raise UnknownTrade
+        if self._trades.is_held(stored.state.trade_id):
+            raise OutOfOrder(HELD)
+        self._take_in(message, stored)
+
+    def returned(self, message: Message, stored: StoredTrade) -> None:
+        """A verified message of the counterparty that a lost disk had: the same checks, and no hold."""
+        self._take_in(message, stored, returned=True)
+
+    def _take_in(self, message: Message, stored: StoredTrade, *, returned: bool = False) -> None:
         if message.envelope.signer != stored.state.peer:
             raise BadSignature("the message is not signed by the counterparty of its trade")
         check_link(message.header, stored.heads, self._trades)
@@ -291,7 +322,7 @@ class Intake:
             if keys and not self._trades.claim_keys(stored.state.trade_id, keys):
                 raise KeyReuse
             try:
-                self._engine.apply(stored.state.trade_id, event, received=message)
+                self._engine.apply(stored.state.trade_id, event, received=message, returned=returned)
             except IllegalTransition as e:
                 raise WrongTime(e.detail) from e
 

@@ -62,6 +62,11 @@ class Keyring:
         main, backup = (self.seed.escrow_key(trade_id, role) for role in roles)
         return main, backup
 
+    def escrow_keys(self, trade_id: bytes, side: Side) -> tuple[bytes, bytes]:
+        """The public keys of `escrow_secrets`, compressed."""
+        main, backup = self.escrow_secrets(trade_id, side)
+        return public_key(main), public_key(backup)
+
     def _entry(self, persona: bytes) -> tuple[int, SigningKey]:
         try:
             return self._personas[persona]

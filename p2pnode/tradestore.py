@@ -12,14 +12,17 @@ import msgspec
 from msgspec import Struct
 
 from p2pnode.database import Database
+from protocol.dispute_events import SignOutcome
 from protocol.errors import DataCorrupt
 from protocol.messages import NONE_YET
-from protocol.trade_events import DeferredEffect, TradeEvent
+from protocol.trade_events import DeferredEffect, PrepareContribution, SignFunding, SignPayout, TradeEvent
 from protocol.trade_state import TERMINAL, TradeState, dump_state, load_state
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _EFFECT: Final = msgspec.msgpack.Decoder(DeferredEffect)
 _EVENT: Final = msgspec.msgpack.Decoder(TradeEvent)
+SIGNING: Final = (PrepareContribution, SignFunding, SignPayout, SignOutcome)
+"""Effects that make signatures."""
 
 
 class Heads(Struct, frozen=True):
@@ -196,6 +199,12 @@ class TradeStore:
         """The effect is done; twice is fine."""
         self._db.execute("DELETE FROM effects WHERE id = ?", (effect_id,))
 
+    def drop_signing(self, trade_id: bytes) -> None:
+        """Forget effects that make signatures: what they would have signed was signed."""
+        for pending in self.pending_effects(trade_id):
+            if isinstance(pending.effect, SIGNING):
+                self.finish_effect(pending.id)
+
     def queue_message(self, message: OutgoingMessage, now: int) -> None:
         """Put a message into the outbox; there already is fine."""
         self._db.execute(
@@ -218,6 +227,42 @@ class TradeStore:
     def dequeue_message(self, message_id: bytes) -> None:
         """The peer acknowledged it, or refused it for good."""
         self._db.execute("DELETE FROM outbox WHERE id = ?", (message_id,))
+
+    # --- after a restore ------------------------------------------------------------------------------------------
+
+    def restored(self) -> int | None:
+        """When the copy was made that this database came from, in Unix seconds; None: it is no copy."""
+        row = self._db.execute("SELECT made FROM restored ORDER BY n DESC LIMIT 1").fetchone()
+        return None if row is None else int(row[0])
+
+    def hold(self, chain: bytes) -> None:
+        """Nothing of ours is signed in a chain (trade or conversation) until `let_go`; again is fine."""
+        self._db.execute("INSERT OR IGNORE INTO held (chain) VALUES (?)", (chain,))
+
+    def is_held(self, chain: bytes) -> bool:
+        """Whether nothing is to be signed in this chain."""
+        return self._db.execute("SELECT 1 FROM held WHERE chain = ? AND waited = 0", (chain,)).fetchone() is not None
+
+    def is_unconfirmed(self, chain: bytes) -> bool:
+        """Whether this chain went on without the other side's record of it."""
+        return self._db.execute("SELECT 1 FROM held WHERE chain = ? AND waited = 1", (chain,)).fetchone() is not None
+
+    def held(self) -> list[tuple[bytes, int | None]]:
+        """(chain, block from which the other side is waited for) of every chain that is held."""
+        return [(bytes(c), h) for c, h in self._db.execute("SELECT chain, since FROM held WHERE waited = 0")]
+
+    def held_since(self, chain: bytes, height: int) -> int:
+        """From which block the other side is waited for: from `height`, if that begins now."""
+        self._db.execute("UPDATE held SET since = ? WHERE chain = ? AND since IS NULL", (height, chain))
+        row = self._db.execute("SELECT since FROM held WHERE chain = ?", (chain,)).fetchone()
+        return height if row is None else int(row[0])
+
+    def let_go(self, chain: bytes, *, in_vain: bool = False) -> None:
+        """Go on: the other side has told what it has, or (`in_vain`) has not."""
+        if in_vain:
+            self._db.execute("UPDATE held SET waited = 1 WHERE chain = ?", (chain,))
+        else:
+            self._db.execute("DELETE FROM held WHERE chain = ?", (chain,))
 
     # --- deadlines ----------------------------------------------------------------------------------------------
 

@@ -30,12 +30,14 @@ from p2pnode.notices import Notices
 from p2pnode.offerbook import OfferBook
 from p2pnode.ownoffers import OwnOffers
 from p2pnode.policy import TradePolicy
-from p2pnode.reconcile import Reconciler
+from p2pnode.recall import Recall
+from p2pnode.reconcile import Pace, Reconciler
 from p2pnode.taking import ArbiterChoice, Taking
 from p2pnode.tradestore import TradeStore
 from protocol import trade_events as ev
 from protocol.announcement import ARBITER_WORK_BITS, Announcement, FeeTerms
 from protocol.contact import CONTACT_WORK_BITS, ContactRecord
+from protocol.contract import Party
 from protocol.identity import SigningKey
 from protocol.messages import Details
 from protocol.offer import SALT_BYTES, ArbiterRef, FixedPrice, Offer, Price, Requirements, make_offer_id
@@ -136,6 +138,8 @@ class TwinNode:
         self.keyring = Keyring(Seed.from_mnemonic(mnemonic_from_entropy(entropy)), NETWORK)
         self.clock = FixedClock(name)
         self.alive = False
+        self.reconciles = False
+        """Whether it asks its counterparties what it may have lost, as a real node does."""
         self._tasks_before: set[asyncio.Task[object]] = set()
 
     async def up(self, *, dies_at: int | None = None, loses_it: bool = False) -> None:
@@ -162,6 +166,7 @@ class TwinNode:
         self.engine.subscribe(self.own.follow)
         self.watch = ChainWatch(self.backend, self.engine, self.clock)
         contributor = Contributor(self.keyring, self.wallet, self.clock)  # type: ignore[arg-type]
+        contracts = ContractDirectory(self.folder / f"{self.name}-contracts")
         self.executor = Executor(
             self.engine,
             self.wallet,  # type: ignore[arg-type]
@@ -170,7 +175,7 @@ class TwinNode:
             self.keyring,
             contributor,
             self.own,
-            ContractDirectory(self.folder / f"{self.name}-contracts"),
+            contracts,
             self.clock,
         )
         self.contacts = Contacts(self.database, NETWORK, self._no_lookup)
@@ -178,8 +183,19 @@ class TwinNode:
         self.delivery = Delivery(trades, self.contacts, sender, self.clock, on_refusal=self._refused)
         self.engine.subscribe(lambda state: self.delivery.kick(state.peer))
         self.reconciler = Reconciler(
-            self.engine, self.delivery, self.contacts, sender, self.keyring, self.notices, NETWORK, self.clock
+            self.engine,
+            self.delivery,
+            self.contacts,
+            sender,
+            self.keyring,
+            self.notices,
+            NETWORK,
+            self.clock,
+            height=lambda: self.watch.height,
+            watch=self.watch.watch,
+            pace=Pace(held=0.01, open=0.05),
         )
+        self.delivery.on_unknown = self.reconciler.ask
         policy = TradePolicy()
         self.intake = Intake(
             self.engine,
@@ -191,6 +207,17 @@ class TwinNode:
             on_sync=self.reconciler.received,
             unspent=self.backend.unspent,
         )
+        self.recall = Recall(
+            self.engine,
+            self.intake,
+            self.keyring,
+            self.contacts,
+            NETWORK,
+            self.clock,
+            reserve=self._reserve,
+            export=contracts.add,
+        )
+        self.intake.on_returned = self.recall.returned
         self.taking = Taking(
             self.engine,
             self.keyring,
@@ -212,6 +239,8 @@ class TwinNode:
             self.post.nodes[self.keyring.node.public] = self._receive
             self.executor.start()
             self.delivery.start()
+            if self.reconciles:
+                self.reconciler.start()
         except Killed:
             self.die()
 
@@ -258,6 +287,10 @@ class TwinNode:
 
     def _refused(self, refusal: Refusal) -> None:
         self.engine.apply(refusal.message.trade_id, ev.DeliveryRefused(refusal.code, refusal.text))
+
+    def _reserve(self, trade: bytes, party: Party) -> None:
+        for coin in party.inputs:
+            self.held.setdefault(OutPoint(coin.txid, coin.vout), trade)
 
     async def _no_lookup(self, persona: bytes) -> list[Envelope]:
         del persona

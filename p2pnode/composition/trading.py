@@ -34,6 +34,7 @@ from p2pnode.policy import TradePolicy
 from p2pnode.post import ChannelPost
 from p2pnode.prices import PriceFeeds
 from p2pnode.publisher import OwnContact
+from p2pnode.recall import Recall, reserve_in
 from p2pnode.reconcile import Reconciler
 from p2pnode.services.cases import CaseService
 from p2pnode.services.disputes import DisputeService
@@ -95,7 +96,19 @@ class Trading:
         post = ChannelPost(g.channels)
         self.delivery = Delivery(g.trades, g.contacts, post, clock, on_refusal=self._refused)
         engine.subscribe(lambda state: self.delivery.kick_all(correspondents(state)))
-        self.reconciler = Reconciler(engine, self.delivery, g.contacts, post, keyring, g.notices, network, clock)
+        self.reconciler = Reconciler(
+            engine,
+            self.delivery,
+            g.contacts,
+            post,
+            keyring,
+            g.notices,
+            network,
+            clock,
+            height=lambda: self.watch.height,
+            watch=self.watch.watch,
+        )
+        self.delivery.on_unknown = self.reconciler.ask
         policy = _policy(config)
         self.intake = Intake(
             engine,
@@ -108,6 +121,17 @@ class Trading:
             unspent=g.backend.unspent,
             prices=g.prices,
         )
+        recall = Recall(
+            engine,
+            self.intake,
+            keyring,
+            g.contacts,
+            network,
+            clock,
+            reserve=reserve_in(g.trades.database),
+            export=contracts.add,
+        )
+        self.intake.on_returned = recall.returned
         self.taking = Taking(
             engine, keyring, contributor, g.wallet, g.backend, policy, network, clock, contact=g.own_contact.envelope
         )
@@ -121,6 +145,7 @@ class Trading:
         self.desk = self._desk() if config.has("arbiter") else None
         self.views = TradeViews(g.trades, network, _describe_escrow)
         g.channels.subscribe(self.delivery.appeared)
+        g.channels.subscribe(self.reconciler.appeared)
         g.channels.subscribe(lambda _peer: self._fetcher.kick())
         g.channels.subscribe(lambda _peer: self.mailbox.kick())
 
