@@ -59,6 +59,7 @@ from p2pnode.services.peers import PeerService
 from p2pnode.tradestore import TradeStore
 from protocol.attachment import PART_BYTES
 from protocol.contact import Address
+from p2pnode.web.sessions import Sessions
 from protocol.relay import RELAY_SERVICE
 from protocol.types import Network
 from protocol.wire import MAX_ENVELOPE, Envelope, Kind
@@ -239,6 +240,7 @@ class App:
         )
         api = ApiServer(services, config.api, self.data)
         self._parts.push_async_callback(api.close)
+            pages=Sessions(clock),
         await api.start()
         self._every_minute(book.expire, own.expire, contacts.forget_expired)
 

@@ -382,6 +382,10 @@ class Client:
         try:
             return await self._send(method, path, body, {}, key, self._timeout, code)
         except _AnswerLost:
+    async def page(self) -> schema.PageLink:
+        """A link that logs a browser of this machine in, once."""
+        return await self._write("POST", "/page", schema.PageLink, schema.Empty())
+
             # The node may have done it. The key makes asking again safe.
             return await self._send(method, path, body, {}, key, self._timeout, code)
 

@@ -2,7 +2,8 @@
 
 A request passes, in this order: the limit on its size; the Host (a page of another site must not reach us under a name
 that it controls); the Origin (a browser must have got its page from us); the login. Only then is it parsed. Default
-deny: nothing answers without a login. Answers are JSON, errors problem documents.
+deny: nothing answers without a login. Answers are JSON, errors problem documents. Outside the API's paths lies the
+page (`p2pnode.web`), with logins of its own.
 
 The server holds no state of trades. It ends open waits when it stops and lets running writes end.
 """
@@ -42,6 +43,7 @@ from p2pnode.api.schema import Empty, OfferDraft, OfferEdit, Request, TakeReques
 from p2pnode.api.services import Services
 from p2pnode.config import ApiConfig
 from p2pnode.datadir import DataDir
+from p2pnode.web.page import Page
 from protocol.errors import P2PError
 
 MAX_STREAMS: Final = 16
@@ -74,6 +76,7 @@ class ApiServer:
         self._once = Once(services.idempotency)
         self._token = endpoint.new_token()
         self._expected = endpoint.basic(self._token).encode()
+        self._page = Page(services, self._write, self._until)
         self._openapi = b""
         self._stopping = asyncio.Event()
         self._sockets: set[web.WebSocketResponse] = set()
@@ -124,6 +127,7 @@ class ApiServer:
             app.router.add_route(route.method, PREFIX + route.path, self._handler(route))
         app.router.add_get(f"{PREFIX}/events/stream", self._stream)
         app.router.add_get(f"{PREFIX}/openapi.json", self._document)
+        self._page.add_to(app)
         return app
 
     # --- who may ask ----------------------------------------------------------------------------------------------
@@ -132,6 +136,9 @@ class ApiServer:
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Let it pass, or answer why not. Every error leaves here as a problem document."""
         try:
+            check_site(request)
+            if not request.path.startswith(PREFIX):
+                return await self._page.answer(request, handler)
             self._admit(request)
             return await handler(request)
         except P2PError as e:
@@ -151,16 +158,6 @@ class ApiServer:
         return _respond(int(status_of(error)), body, _PROBLEM, headers)
 
     def _admit(self, request: web.Request) -> None:
-        host = _name(f"http://{request.headers.get('Host', '')}")
-        if host is None or host.host not in _LOCAL_NAMES:
-            raise ForeignOrigin("the request names another host than this machine")
-        origin = request.headers.get("Origin")
-        if origin is not None:
-            page = _name(origin)
-            if page is None or (page.host, page.port) != (host.host, host.port):
-                raise ForeignOrigin("the request comes from a page of another site")
-        if request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
-            raise ForeignOrigin("the request comes from a page of another site")
         given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
         if not hmac.compare_digest(given, self._expected):
             raise NotAuthorized
@@ -177,22 +174,27 @@ class ApiServer:
             ask: Ask[Any, Any] = Ask(self._services, item, query, body, until=self._until, url=self.url)
             if not route.writes:
                 return _respond(route.status, msgspec.json.encode(await route.call(ask)))
-
-            async def act() -> Answer:
-                # Here and not before: an answer that is only told again needs no further code.
-                if route.guarded:
-                    await self._services.guard.check(request.headers.get(endpoint.CODE_HEADER, ""))
-                return Answer(route.status, msgspec.json.encode(await route.call(ask)))
-
-            key = request.headers.get("Idempotency-Key", "")
-            if not _KEY.fullmatch(key):
-                raise KeyMissing
-            asked = f"{route.method} {request.path}\n".encode() + msgspec.json.encode(body)
-            answer = await self._once.run(key, asked, act)
+            key, code = request.headers.get("Idempotency-Key", ""), request.headers.get(endpoint.CODE_HEADER, "")
+            answer = await self._write(route, ask, key, code)
             replayed = {"Idempotency-Replayed": "true"} if answer.replayed else {}
             return _respond(answer.status, answer.body, headers=replayed)
 
         return handle
+
+    async def _write(self, route: Route, ask: Ask[Any, Any], key: str, code: str) -> Answer:
+        """Carry a write out, once. Raises KeyMissing and what the route raises."""
+
+        async def act() -> Answer:
+            # Here and not before: an answer that is only told again needs no further code.
+            if route.guarded:
+                await self._services.guard.check(code)
+            return Answer(route.status, msgspec.json.encode(await route.call(ask)))
+
+        if not _KEY.fullmatch(key):
+            raise KeyMissing
+        path = route.path.replace("{id}", ask.item)
+        asked = f"{route.method} {PREFIX}{path}\n".encode() + msgspec.json.encode(ask.body)
+        return await self._once.run(key, asked, act)
 
     async def _document(self, _: web.Request) -> web.Response:
         return _respond(200, self._openapi)
@@ -243,6 +245,20 @@ class ApiServer:
                 await socket.send_str(msgspec.json.encode(event).decode())
                 after = event.number
             await feed.wait(after)
+
+
+def check_site(request: web.Request) -> None:
+    """That no other site is behind the request. Raises ForeignOrigin."""
+    host = _name(f"http://{request.headers.get('Host', '')}")
+    if host is None or host.host not in _LOCAL_NAMES:
+        raise ForeignOrigin("the request names another host than this machine")
+    origin = request.headers.get("Origin")
+    if origin is not None:
+        page = _name(origin)
+        if page is None or (page.host, page.port) != (host.host, host.port):
+            raise ForeignOrigin("the request comes from a page of another site")
+    if request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
+        raise ForeignOrigin("the request comes from a page of another site")
 
 
 def parse_query(request: web.Request, cls: type[R]) -> R:

@@ -55,6 +55,8 @@ from p2pnode.api.schema import (
     UtxoList,
 )
 from protocol.errors import UserError
+from p2pnode.api.schema import personas as p
+from p2pnode.web.sessions import Session
 
 
 class AmbiguousId(UserError):
@@ -381,3 +383,24 @@ class Services(Struct, frozen=True, kw_only=True):
     wallet: WalletService | None = None
     disputes: Disputes | None = None
     cases: Cases | None = None
+class Pages(Protocol):
+    """The browsers that may see the page (`p2pnode.web.sessions`)."""
+
+    def link(self) -> str:
+        """A token that logs a browser in, once."""
+        ...
+
+    def enter(self, token: str) -> str:
+        """The session's token for a link's. Raises NoSession."""
+        ...
+
+    def find(self, token: str) -> Session:
+        """The session of a cookie. Raises NoSession."""
+        ...
+
+    def leave(self, token: str) -> None:
+        """End a session."""
+        ...
+
+
+    pages: Pages

@@ -64,6 +64,8 @@ def render(view: Struct) -> RenderableType:  # noqa: C901, PLR0911, PLR0912  (on
             return _history(view)
         case s.BumpView():
             what = "replaces the other transaction" if view.how == "replaced" else "child that pays for both"
+        case s.PageLink():
+            return Text(view.url)
             return pairs([("txid", view.txid), ("what", what), ("fee", btc(view.fee_sats))])
         case s.LabelList():
             return _labels(view)

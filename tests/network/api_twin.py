@@ -26,6 +26,7 @@ from p2pnode.keystore import create
 from p2pnode.money import format_minor
 from p2pnode.secondfactor import SecondFactor
 from p2pnode.services.guard import GuardService
+from p2pnode.web.sessions import Sessions
 from protocol.errors import IllegalTransition, NotFound
 from protocol.identity import node_text, persona_text
 from protocol.offer import FixedPrice, deposit, volume
@@ -65,6 +66,7 @@ class Twin:
         self.hold: asyncio.Event | None = None
         self.news = asyncio.Event()
         self.clock = FixedClock("twin")
+        self.pages = Sessions(self.clock)
         self.factor = SecondFactor(Database(":memory:"), b"\x07" * 32, self.clock, "twin")
         self.claims = asyncio.Semaphore(0)
         """Released once for each idempotency key that is asked about."""
@@ -98,6 +100,7 @@ class Twin:
             events=_Events(self),
             idempotency=_Idempotency(self),
             guard=GuardService(self.factor),
+            pages=self.pages,
             offers=None if bootstrap else _Offers(self),
             trades=None if bootstrap else _Trades(self),
             wallet=None if bootstrap else _Wallet(self),

@@ -25,7 +25,7 @@ PAYMENT = s.SendRequest(address="bcrt1qabcdef", amount_sats=50_000_000)
 FREE = {
     "stop", "offer_revoke", "trade_cancel", "dispute_open", "dispute_evidence", "trade_chat", "trade_extend",
     "file_upload", "case_accept", "case_decline", "case_extend", "case_write", "address", "freeze", "set_labels",
-    "peer_add", "announce", "second_factor_begin", "second_factor_confirm",
+    "peer_add", "announce", "second_factor_begin", "second_factor_confirm", "page",
 }  # fmt: skip
 """Writes that move, lock and sign away nothing."""
 

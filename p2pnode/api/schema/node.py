@@ -49,6 +49,12 @@ class NodeView(Response, frozen=True, kw_only=True):
     """Where this API answers; the API itself fills it in."""
 
 
+class PageLink(Response, frozen=True, kw_only=True):
+    """Where a browser of this machine is logged in: good once, for two minutes."""
+
+    url: str
+
+
 class StopView(Response, frozen=True, kw_only=True):
     """The node has begun to shut down."""
 

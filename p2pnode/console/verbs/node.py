@@ -50,6 +50,8 @@ def add(verbs: Verbs) -> None:
         "Settings: the folder's config.toml, then the environment (P2PNODE_CHAIN_URL=...), then these flags.\n",
     )
     settings_flags(run_verb)
+    page_verb = verbs.add(page, "page", "print a link to the node's page, for a browser of this machine")
+    page_verb.add_argument("--open", action="store_true", help="open it in the browser")
     verbs.add(info, "info", "who the node is and how it does")
     stop_verb = verbs.add(stop, "stop", "shut the node down in order and wait until it is gone")
     stop_verb.add_argument("--no-wait", action="store_true", help="return at once")
@@ -236,3 +238,17 @@ def recover(args: argparse.Namespace) -> int:
         recovery.write_out(view, Path(args.out))
     recovery.show(view, as_json=as_json(args))
     return 0
+
+
+def page(args: argparse.Namespace) -> int:
+    """`p2pnode page`."""
+
+    async def act(node: Client) -> schema.Response:
+        link = await node.page()
+        if args.open:
+            import webbrowser
+
+            webbrowser.open(link.url)
+        return link
+
+    return ask(args, act)
