@@ -57,9 +57,9 @@ from p2pnode.services.node import NodeFacts, NodeService
 from p2pnode.services.offers import OfferService
 from p2pnode.services.peers import PeerService
 from p2pnode.tradestore import TradeStore
+from p2pnode.web.sessions import Sessions
 from protocol.attachment import PART_BYTES
 from protocol.contact import Address
-from p2pnode.web.sessions import Sessions
 from protocol.relay import RELAY_SERVICE
 from protocol.types import Network
 from protocol.wire import MAX_ENVELOPE, Envelope, Kind
@@ -232,6 +232,7 @@ class App:
             events=EventService(notices),
             idempotency=IdempotencyService(database, clock),
             guard=GuardService(factor),
+            pages=Sessions(clock),
             offers=offers,
             trades=None if trading is None else trading.trade_service(),
             wallet=None if trading is None else trading.coin_service(),
@@ -240,7 +241,6 @@ class App:
         )
         api = ApiServer(services, config.api, self.data)
         self._parts.push_async_callback(api.close)
-            pages=Sessions(clock),
         await api.start()
         self._every_minute(book.expire, own.expire, contacts.forget_expired)
 

@@ -317,6 +317,10 @@ class Client:
         """Announce the node's persona as an arbiter."""
         return await self._write("POST", "/arbiters/announcement", schema.ArbiterView, request)
 
+    async def page(self) -> schema.PageLink:
+        """A link that logs a browser of this machine in, once."""
+        return await self._write("POST", "/page", schema.PageLink, schema.Empty())
+
     # --- the second factor ----------------------------------------------------------------------------------------
 
     async def second_factor(self) -> schema.FactorView:
@@ -382,10 +386,6 @@ class Client:
         try:
             return await self._send(method, path, body, {}, key, self._timeout, code)
         except _AnswerLost:
-    async def page(self) -> schema.PageLink:
-        """A link that logs a browser of this machine in, once."""
-        return await self._write("POST", "/page", schema.PageLink, schema.Empty())
-
             # The node may have done it. The key makes asking again safe.
             return await self._send(method, path, body, {}, key, self._timeout, code)
 

@@ -214,6 +214,10 @@ async def _events(ask: Ask[EventQuery, s.Empty]) -> s.EventPage:
     return s.EventPage(events=found, next=found[-1].number if found else after)
 
 
+async def _page(ask: Ask[NoQuery, s.Empty]) -> s.PageLink:
+    return s.PageLink(url=f"{ask.url}/enter/{ask.services.pages.link()}")
+
+
 ROUTES: Final[tuple[Route, ...]] = (
     _get("/info", "info", "Who this node is and how it does", _info, s.NodeView, NoQuery),
     _do("POST /stop", "stop", "Shut the node down in order", _stop, s.StopView, s.Empty, 202),
@@ -257,10 +261,6 @@ ROUTES: Final[tuple[Route, ...]] = (
         lambda ask: ask.disputes.accept(ask.item, ask.body), d.DisputeView, d.AcceptRequest),
     _do("POST /trades/{id}/extend", "trade_extend", "Buyer: ask for more time to pay; seller: give it",
         lambda ask: ask.disputes.extend(ask.item, ask.body), d.DisputeView, d.ExtendRequest),
-async def _page(ask: Ask[NoQuery, s.Empty]) -> s.PageLink:
-    return s.PageLink(url=f"{ask.url}/enter/{ask.services.pages.link()}")
-
-
     _do("POST /files", "file_upload", "Keep a file, to be shown to a counterparty or an arbiter",
         lambda ask: ask.disputes.upload(ask.body), d.AttachmentView, d.FileUpload, 201, limit=FILE_LIMIT),
     _get("/files/{id}", "file", "The bytes of a file that was shown",
@@ -313,6 +313,8 @@ async def _page(ask: Ask[NoQuery, s.Empty]) -> s.PageLink:
          lambda ask: ask.services.arbiters.list(ask.query.currency, ask.query.method), s.ArbiterList, ArbiterQuery),
     _do("POST /arbiters/announcement", "announce", "Announce this node's persona as an arbiter",
         lambda ask: ask.services.arbiters.announce(ask.body), s.ArbiterView, s.AnnounceRequest, 201),
+    _do("POST /page", "page", "A link that logs a browser of this machine in, once",
+        _page, s.PageLink, s.Empty, 201),
     _get("/second-factor", "second_factor", "Whether codes of a second factor are asked for",
          lambda ask: ask.services.guard.show(), s.FactorView, NoQuery),
     _do("POST /second-factor", "second_factor_begin", "Make the secret of a second factor, for a device",
@@ -328,27 +330,3 @@ async def _page(ask: Ask[NoQuery, s.Empty]) -> s.PageLink:
 def check_id(text: str) -> str:
     """The id in a path, in lower case. Raises msgspec.ValidationError."""
     return convert(text.lower(), s.IdText)
-    _get("/personas", "personas", "Personas that the user has said something of",
-         lambda ask: ask.personas.list(), p.PersonaList, NoQuery),
-    _get("/persona", "persona", "What is known of a persona, checked on the chain",
-         lambda ask: ask.personas.show(ask.query.persona), p.PersonaView, p.PersonaQuery),
-    _do("POST /persona/note", "persona_note", "Keep a note on a persona",
-        lambda ask: ask.personas.note(ask.body), p.PersonaView, p.NoteRequest),
-    _do("POST /persona/standing", "persona_standing", "Trust a persona, block it, or neither",
-        lambda ask: ask.personas.stand(ask.body), p.PersonaView, p.StandingRequest),
-    _get("/trades/{id}/receipt", "trade_receipt", "Who has signed a trade's receipt, and whether it is public",
-         lambda ask: ask.receipts.show(ask.item), p.ReceiptView, NoQuery),
-    _do("POST /trades/{id}/receipt", "trade_publish", "Consent to the publication of a trade's receipt",
-        lambda ask: ask.receipts.publish(ask.item, ask.body), p.ReceiptView, p.PublishRequest),
-    _do("POST /trades/{id}/rating", "trade_rate", "Rate the counterparty of a trade",
-        lambda ask: ask.receipts.rate(ask.item, ask.body), p.ReceiptView, p.RateRequest),
-    _get("/bonds", "bonds", "Bonds of this node's persona",
-         lambda ask: ask.bonds.list(), p.BondList, NoQuery),
-    _do("POST /bonds", "bond_create", "Lock coins as a bond",
-        lambda ask: ask.bonds.create(ask.body), p.BondView, p.BondRequest, 201),
-    _do("POST /bonds/{id}/spend", "bond_spend", "Take a bond back whose height has come",
-        lambda ask: ask.bonds.spend(ask.item, ask.body), p.BondView, p.BondSpend),
-    _do("POST /bonds/search", "bond_search", "Find bonds from the mnemonic",
-        lambda ask: ask.bonds.search(ask.body), p.BondList, p.BondSearch),
-    _do("POST /page", "page", "A link that logs a browser of this machine in, once",
-        _page, s.PageLink, s.Empty, 201),

@@ -54,9 +54,8 @@ from p2pnode.api.schema import (
     TradeView,
     UtxoList,
 )
-from protocol.errors import UserError
-from p2pnode.api.schema import personas as p
 from p2pnode.web.sessions import Session
+from protocol.errors import UserError
 
 
 class AmbiguousId(UserError):
@@ -369,20 +368,6 @@ class Guard(Protocol):
         ...
 
 
-class Services(Struct, frozen=True, kw_only=True):
-    """All that the API needs. What a role does not have is None, and its routes answer with RoleMissing."""
-
-    node: Node
-    peers: Peers
-    arbiters: Arbiters
-    events: Events
-    idempotency: Idempotency
-    guard: Guard
-    offers: Offers | None = None
-    trades: Trades | None = None
-    wallet: WalletService | None = None
-    disputes: Disputes | None = None
-    cases: Cases | None = None
 class Pages(Protocol):
     """The browsers that may see the page (`p2pnode.web.sessions`)."""
 
@@ -403,4 +388,18 @@ class Pages(Protocol):
         ...
 
 
+class Services(Struct, frozen=True, kw_only=True):
+    """All that the API needs. What a role does not have is None, and its routes answer with RoleMissing."""
+
+    node: Node
+    peers: Peers
+    arbiters: Arbiters
+    events: Events
+    idempotency: Idempotency
+    guard: Guard
     pages: Pages
+    offers: Offers | None = None
+    trades: Trades | None = None
+    wallet: WalletService | None = None
+    disputes: Disputes | None = None
+    cases: Cases | None = None

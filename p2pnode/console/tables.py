@@ -48,6 +48,8 @@ def render(view: Struct) -> RenderableType:  # noqa: C901, PLR0911, PLR0912  (on
             return _trades(view)
         case s.TradeView():
             return trade(view)
+        case s.PageLink():
+            return Text(view.url)
         case s.FactorView():
             return Text(_factor(view))
         case s.FactorSecret():
@@ -64,8 +66,6 @@ def render(view: Struct) -> RenderableType:  # noqa: C901, PLR0911, PLR0912  (on
             return _history(view)
         case s.BumpView():
             what = "replaces the other transaction" if view.how == "replaced" else "child that pays for both"
-        case s.PageLink():
-            return Text(view.url)
             return pairs([("txid", view.txid), ("what", what), ("fee", btc(view.fee_sats))])
         case s.LabelList():
             return _labels(view)
