@@ -32,7 +32,7 @@ def add(top: Verbs) -> None:
         reset,
         "reset",
         "switch it off without a code: the device is lost; the node must not run",
-        "  p2pnode stop\n  p2pnode 2fa reset      asks for the keystore's passphrase\n",
+        "  p2pnode 2fa reset      asks for the keystore's passphrase\n",
     )
     yes(reset_verb)
 
