@@ -8,7 +8,7 @@ ARGS ?=
 # Pinned, because another version may write the lock differently.
 UV := uv==0.13.8
 UV_COMPILE = .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" pyproject.toml
+	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
 .PHONY: help setup venv demo test netns lint fmt bench sim fuzz lock clean distclean
@@ -55,9 +55,10 @@ fuzz: ## Fuzz every decoder, a minute each (ARGS="--seconds 300 records").
 
 lock: ## Refresh the hash-locked requirements to the newest versions that pyproject.toml allows.
 	@test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet "$(UV)"; }
-	@$(UV_COMPILE) --upgrade --extra dev --output-file requirements-dev.txt
-	@$(UV_COMPILE) --constraint requirements-dev.txt --output-file requirements.txt
-	@$(UV_COMPILE) --upgrade --extra bench --constraint requirements-dev.txt --output-file requirements-bench.txt
+	@$(UV_COMPILE) pyproject.toml --upgrade --extra dev --output-file requirements-dev.txt
+	@$(UV_COMPILE) pyproject.toml --constraint requirements-dev.txt --output-file requirements.txt
+	@$(UV_COMPILE) requirements-electrum.in --upgrade --constraint requirements-dev.txt --output-file requirements-electrum.txt
+	@$(UV_COMPILE) pyproject.toml --upgrade --extra bench --constraint requirements-dev.txt --output-file requirements-bench.txt
 
 clean: ## Remove caches, reports and build products.
 	@rm -rf build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage htmlcov

@@ -4,8 +4,9 @@
 With --bench also the packages of requirements-bench.txt, which only `make bench`, `make sim` and `make fuzz` use.
 
 Run by the system's Python, 3.11 to 3.13; needs nothing else. Quick when nothing changed: a stamp in the environment
-holds a hash of all that went into it. Everything installed is in requirements-dev.txt by version and hash, as wheels,
-so no code runs that the lock does not name.
+holds a hash of all that went into it. Everything installed is in requirements-dev.txt and requirements-electrum.txt by
+version and hash, as wheels, so no code runs that the locks do not name. The one package that has no wheel, the tests'
+Electrum server, is built from its source (pure Python) with the build back end that the lock holds.
 
 A Debian without `python3-venv` has no `ensurepip`. There pip itself comes from Debian's package `python3-pip-whl`,
 through an apt that changes nothing of the system (see private_apt.py); root is not needed.
@@ -50,6 +51,8 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / ".p2pnode-setup"
 LOCK = ROOT / "requirements-dev.txt"
+ELECTRUM_LOCK = ROOT / "requirements-electrum.txt"
+SOURCE_ONLY = "e-x"
 BENCH_STAMP = VENV / ".p2pnode-setup-bench"
 BENCH_LOCK = ROOT / "requirements-bench.txt"
 PIP_PACKAGE = "python3-pip-whl"
@@ -63,7 +66,7 @@ def say(text: str) -> None:
 def fingerprint() -> str:
     """Return a hash of all that decides what the environment holds."""
     digest = hashlib.sha256(sys.version.encode())
-    for part in (LOCK, ROOT / "pyproject.toml", Path(__file__)):
+    for part in (LOCK, ELECTRUM_LOCK, ROOT / "pyproject.toml", Path(__file__)):
         digest.update(hashlib.sha256(part.read_bytes()).digest())
     return digest.hexdigest()
 
@@ -132,15 +135,17 @@ def pip_install(*arguments: str) -> None:
         raise SetupError("pip could not install the packages (see above)")
 
 
-def install_locked(lock: Path) -> None:
+def install_locked(lock: Path, *options: str) -> None:
     """Install what a lock names."""
     say(f"installing the packages of {lock.name}")
-    pip_install("--require-hashes", "--only-binary", ":all:", "--requirement", str(lock))
+    pip_install("--require-hashes", "--only-binary", ":all:", *options, "--requirement", str(lock))
 
 
 def install() -> None:
     """Install what the lock names, then this project in place."""
     install_locked(LOCK)
+    # Without isolation, since that would fetch a build back end that no lock names; the one from above builds.
+    install_locked(ELECTRUM_LOCK, "--no-binary", SOURCE_ONLY, "--no-build-isolation")
     # The lock holds the build back end too, so nothing is fetched here.
     pip_install("--no-deps", "--no-build-isolation", "--no-index", "--editable", str(ROOT))
 
