@@ -22,6 +22,7 @@ import aiohttp
 import msgspec
 
 from p2pnode.api import dispute_schema as d
+from p2pnode.api import evidence_schema as e
 from p2pnode.api import schema
 from p2pnode.api.endpoint import CODE_HEADER, Endpoint, Login, NodeNotRunning, find
 from p2pnode.api.errors import BadRequest, NotAuthorized
@@ -186,6 +187,14 @@ class Client:
         """The bytes of a file that was shown."""
         return await self._get(f"/files/{_id(content)}", d.FileData)
 
+    async def evidence(self, trade: str) -> e.EvidenceList:
+        """The files that were shown in a trade."""
+        return await self._get(f"/trades/{_id(trade)}/evidence", e.EvidenceList)
+
+    async def evidence_file(self, trade: str, number: int) -> e.EvidenceFile:
+        """One of them."""
+        return await self._get(f"/trades/{_id(trade)}/evidence/file", e.EvidenceFile, {"number": str(number)})
+
     async def dispute_complete(self, trade: str) -> d.DisputeView:
         """Complete what the arbiter ruled."""
         return await self._write("POST", f"/trades/{_id(trade)}/dispute/complete", d.DisputeView, schema.Empty())
@@ -222,6 +231,14 @@ class Client:
     async def case(self, case: str) -> d.CaseView:
         """A case with all that was said."""
         return await self._get(f"/cases/{_id(case)}", d.CaseView)
+
+    async def case_evidence(self, case: str) -> e.EvidenceList:
+        """The files that were shown in a case."""
+        return await self._get(f"/cases/{_id(case)}/evidence", e.EvidenceList)
+
+    async def case_evidence_file(self, case: str, number: int) -> e.EvidenceFile:
+        """One of them."""
+        return await self._get(f"/cases/{_id(case)}/evidence/file", e.EvidenceFile, {"number": str(number)})
 
     async def case_quote(self, case: str, request: d.QuoteRequest) -> d.QuoteView:
         """What a decision would pay to whom."""

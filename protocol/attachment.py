@@ -27,7 +27,12 @@ MEDIA_TYPES: Final[tuple[MediaType, ...]] = get_args(MediaType)
 _NAME: Final = r"\A[\w\-()\[\]+,@&'][\w\-()\[\]+,@&'. ]{0,79}\Z"
 FileName = Annotated[str, Meta(pattern=_NAME, max_length=80)]
 
-_TEXT_CONTROLS: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_TEXT_CONTROLS: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_ZIP_END: Final = b"PK\x05\x06"
+_PNG: Final = b"\x89PNG\r\n\x1a\n"
+_JPEG_MARKER: Final = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+"""A marker that is no stuffed byte and no restart within compressed data."""
+_JPEG_EOI: Final = 0xD9
 
 
 PART_BYTES: Final = 60_000
@@ -41,7 +46,10 @@ class BadAttachment(PeerViolation):
 
 
 class NotAttachable(UserError):
-    """Only PNG, JPEG, WebP, PDF and plain text of at most 4 MB can be attached."""
+    """Only whole PNG, JPEG, WebP, PDF and plain text files of at most 4 MB can be attached.
+
+    Some phones put more behind the end of a picture: save it anew, or take a screenshot of it.
+    """
 
     code = 3080
 
@@ -77,16 +85,50 @@ def content_hash(data: bytes) -> bytes:
 
 
 def media_of(data: bytes) -> MediaType | None:
-    """The type of a content by its own bytes; None for what may not be attached."""
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "image/png"
+    """The type of a content by its own bytes; None for what may not be attached.
+
+    One file is one thing: what is an archive as well, does not reach its own end, or goes on behind it, is none.
+    """
+    if _is_archive(data):
+        return None
+    if data.startswith(_PNG):
+        return "image/png" if _png_end(data) == len(data) else None
     if data.startswith(b"\xff\xd8\xff"):
-        return "image/jpeg"
+        return "image/jpeg" if _jpeg_end(data) == len(data) else None
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "image/webp"
+        size = 8 + int.from_bytes(data[4:8], "little")
+        return "image/webp" if len(data) in (size, size + size % 2) else None
     if data.startswith(b"%PDF-"):
-        return "application/pdf"
+        return "application/pdf" if data.rstrip(b"\0 \t\r\n").endswith(b"%%EOF") else None
     return "text/plain" if _is_text(data) else None
+
+
+def _is_archive(data: bytes) -> bool:
+    """Whether a ZIP ends with the file, whatever it begins with."""
+    end = data.rfind(_ZIP_END)
+    # The end of an archive names the length of the comment behind it: so a chance sequence of bytes is none.
+    return 0 <= end <= len(data) - 22 and end + 22 + int.from_bytes(data[end + 20 : end + 22], "little") == len(data)
+
+
+def _png_end(data: bytes) -> int | None:
+    """Where the chunk IEND ends; None where there is none."""
+    at = len(_PNG)
+    while at + 12 <= len(data):
+        kind, at = data[at + 4 : at + 8], at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if kind == b"IEND":
+            return at
+    return None
+
+
+def _jpeg_end(data: bytes) -> int | None:
+    """Where the first picture ends; None where it does not. Segments tell their length, compressed data does not."""
+    at = 2
+    while (marker := _JPEG_MARKER.search(data, at)) is not None:
+        kind, at = data[marker.end() - 1], marker.end()
+        if kind == _JPEG_EOI:
+            return at
+        at += int.from_bytes(data[at : at + 2], "big")
+    return None
 
 
 def _is_text(data: bytes) -> bool:

@@ -1,6 +1,6 @@
 """The types of the local API for settlements, disputes, chat and the arbiter's desk. The rules are those of `schema`.
 
-Shares are in parts per million of the traded amount. A deadline is a block height; its time is an estimate.
+Shares are in parts per million of the traded amount.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from p2pnode.api.schema import Request, Response, SideName, TxidText
+from p2pnode.api.schema.base import DeadlineView
 from protocol.attachment import MAX_ATTACHMENT, MAX_ATTACHMENTS
 from protocol.types import Blocks, FeeRate, Ppm, Sats, Terms, UnixTime
 
@@ -40,15 +41,6 @@ class FileRef(Request, frozen=True, kw_only=True):
 Files = Annotated[tuple[FileRef, ...], Meta(max_length=MAX_ATTACHMENTS)]
 
 
-class DeadlineView(Response, frozen=True, kw_only=True):
-    """A block with which something ends or begins. `blocks` from now (negative: past); `time` is an estimate."""
-
-    name: str
-    height: int
-    blocks: int
-    time: UnixTime
-
-
 class ClaimView(Response, frozen=True, kw_only=True):
     """What a party says, and the share of the amount that the buyer should get."""
 
@@ -67,9 +59,13 @@ class AttachmentView(Response, frozen=True, kw_only=True):
 
 
 class LineView(Response, frozen=True, kw_only=True):
-    """Something that was said. `by` is you, peer, buyer, seller, arbiter or backup; `to` is empty for all."""
+    """Something that was said. `by` is you, peer, buyer, seller, arbiter or backup; `to` is empty for all.
+
+    `at` is when this node had it (0: it was told in a case file), `height` the block that the speaker says it was.
+    """
 
     at: UnixTime
+    height: int = 0
     by: str
     to: str
     kind: str
@@ -300,6 +296,24 @@ class QuoteView(Response, frozen=True, kw_only=True):
     arbiter_sats: Sats
     mining_fee_sats: Sats
     fee_rate_sats_per_kvb: int
+    escrow_value_sats: Sats = 0
+
+
+class PreviewRow(Response, frozen=True, kw_only=True):
+    """One decision to look at. `quote` is None, and `trouble` tells why, for one that the contract does not allow."""
+
+    label: str
+    buyer_share_ppm: int
+    quote: QuoteView | None
+    trouble: str = ""
+
+
+class Preview(Response, frozen=True, kw_only=True):
+    """Decisions side by side, to the satoshi."""
+
+    case: str
+    escrow_value_sats: Sats
+    rows: tuple[PreviewRow, ...]
 
 
 class RuleRequest(QuoteRequest, frozen=True, kw_only=True):

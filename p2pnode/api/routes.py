@@ -13,6 +13,7 @@ from msgspec import Meta, Struct, convert
 from msgspec.structs import replace
 
 from p2pnode.api import dispute_schema as d
+from p2pnode.api import evidence_schema as e
 from p2pnode.api import schema as s
 from p2pnode.api.services import Cases, Disputes, Offers, RoleMissing, Services, Trades, WalletService
 from protocol.types import CurrencyCode, MethodCode
@@ -38,6 +39,12 @@ class TradeQuery(s.Request, frozen=True, kw_only=True):
     """Which trades to list."""
 
     open: bool = False
+
+
+class ExhibitQuery(s.Request, frozen=True, kw_only=True):
+    """Which file: its number in the list."""
+
+    number: Annotated[int, Meta(ge=1, le=10_000)]
 
 
 class HistoryQuery(s.Request, frozen=True, kw_only=True):
@@ -249,6 +256,10 @@ ROUTES: Final[tuple[Route, ...]] = (
         lambda ask: ask.disputes.open(ask.item, ask.body), d.DisputeView, d.DisputeRequest, 201),
     _do("POST /trades/{id}/dispute/evidence", "dispute_evidence", "Show something to the arbiter",
         lambda ask: ask.disputes.evidence(ask.item, ask.body), d.DisputeView, d.EvidenceRequest, 201),
+    _get("/trades/{id}/evidence", "evidence", "The files that were shown in a trade, held against the signed messages",
+         lambda ask: ask.disputes.exhibits(ask.item), e.EvidenceList, NoQuery),
+    _get("/trades/{id}/evidence/file", "evidence_file", "One of these files, with its bytes",
+         lambda ask: ask.disputes.exhibit(ask.item, ask.query.number), e.EvidenceFile, ExhibitQuery),
     _do("POST /trades/{id}/dispute/complete", "dispute_complete", "Complete what the arbiter ruled",
         lambda ask: ask.disputes.complete(ask.item), d.DisputeView, s.Empty),
     _get("/trades/{id}/dispute/bundle", "dispute_bundle", "All that was said and signed, for anybody to verify",
@@ -269,6 +280,10 @@ ROUTES: Final[tuple[Route, ...]] = (
          lambda ask: ask.cases.list(open_only=ask.query.open), d.CaseList, TradeQuery),
     _get("/cases/{id}", "case", "A case with all that was said",
          lambda ask: ask.cases.show(ask.item), d.CaseView, NoQuery),
+    _get("/cases/{id}/evidence", "case_evidence", "The files that were shown in a case, held against the log",
+         lambda ask: ask.cases.exhibits(ask.item), e.EvidenceList, NoQuery),
+    _get("/cases/{id}/evidence/file", "case_evidence_file", "One of these files, with its bytes",
+         lambda ask: ask.cases.exhibit(ask.item, ask.query.number), e.EvidenceFile, ExhibitQuery),
     _get("/cases/{id}/quote", "case_quote", "What a decision would pay to whom",
          lambda ask: ask.cases.quote(ask.item, ask.query), d.QuoteView, d.QuoteRequest),
     _get("/cases/{id}/bundle", "case_bundle", "All that was said and signed, for anybody to verify",

@@ -17,6 +17,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from p2pnode.api import dispute_schema as d
+from p2pnode.api import evidence_schema as e
 from p2pnode.api.schema import (
     AddressRequest,
     AddressView,
@@ -252,6 +253,14 @@ class Disputes(Protocol):
         """Keep a file, to be shown. Raises NotAttachable."""
         ...
 
+    async def exhibits(self, trade: str) -> e.EvidenceList:
+        """The files that were shown."""
+        ...
+
+    async def exhibit(self, trade: str, number: int) -> e.EvidenceFile:
+        """One of them. Raises NotFound."""
+        ...
+
     async def file(self, content: str) -> d.FileData:
         """A file that is here, by its content's hash. Raises NotFound."""
         ...
@@ -266,6 +275,14 @@ class Cases(Protocol):
 
     async def show(self, case: str) -> d.CaseView:
         """One case with all that was said."""
+        ...
+
+    async def exhibits(self, case: str) -> e.EvidenceList:
+        """The files that were shown."""
+        ...
+
+    async def exhibit(self, case: str, number: int) -> e.EvidenceFile:
+        """One of them. Raises NotFound."""
         ...
 
     async def quote(self, case: str, request: d.QuoteRequest) -> d.QuoteView:

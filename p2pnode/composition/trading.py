@@ -14,6 +14,7 @@ from escrow.script import escrow_script
 from escrow.wallet.base import Wallet
 from p2pnode.arbiters import ArbiterDirectory
 from p2pnode.attachments import AttachmentStore, Fetcher, ask_for_file
+from p2pnode.blocktime import BlockTimes
 from p2pnode.cases.desk import CaseDesk
 from p2pnode.chainwatch import ChainWatch
 from p2pnode.channels import Channels
@@ -143,7 +144,9 @@ class Trading:
         )
         engine.subscribe(lambda _state: self._fetcher.kick())
         self.desk = self._desk() if config.has("arbiter") else None
-        self.views = TradeViews(g.trades, network, _describe_escrow)
+        self.blocks = BlockTimes(lambda: self.watch.height, clock)
+        self.watch.on_tip(lambda _height: self.blocks.observe(g.backend.status().tip))
+        self.views = TradeViews(g.trades, network, _describe_escrow, self.blocks)
         g.channels.subscribe(self.delivery.appeared)
         g.channels.subscribe(self.reconciler.appeared)
         g.channels.subscribe(lambda _peer: self._fetcher.kick())
@@ -180,7 +183,7 @@ class Trading:
     def dispute_service(self) -> DisputeService:
         """Settlements and disputes, for a party."""
         g = self._ground
-        return DisputeService(self.engine, self.views, g.clock, lambda: self.watch.height, g.files)
+        return DisputeService(self.engine, self.views, g.files)
 
     def case_service(self) -> CaseService | None:
         """Cases, for an arbiter."""
@@ -188,7 +191,7 @@ class Trading:
         if self.desk is None:
             return None
         engine = self.engine
-        return CaseService(self.desk, engine.conversations, engine.divergences, g.wallet, g.clock, g.files)
+        return CaseService(self.desk, engine.conversations, engine.divergences, g.wallet, self.blocks, g.files)
 
     def coin_service(self) -> CoinService:
         """The wallet."""

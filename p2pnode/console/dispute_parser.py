@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 TRADER: Final = ("open", "evidence", "show", "settle", "complete", "export")
-ARBITER: Final = ("queue", "case", "accept", "decline", "extend", "write", "rule")
+ARBITER: Final = ("queue", "case", "accept", "decline", "extend", "write", "preview", "rule")
 NAMES: Final = (*(f"dispute {name}" for name in (*TRADER, *ARBITER, "save", "verify")), "trade chat", "trade extend")
 """Every verb that `console.disputing` carries out."""
 
@@ -69,9 +69,17 @@ def _traders(verbs: Verbs, typed: Typed, yes: Callable[[argparse.ArgumentParser]
         "--buyer-share", type=typed("share"), required=True, metavar="PERCENT", help="what the buyer should get"
     )
     yes(opening)
-    evidence = verbs.add("evidence", "show something to the arbiter")
-    _trade(evidence)
-    evidence.add_argument("text", metavar="TEXT", help="what it shows")
+    evidence = verbs.add(
+        "evidence",
+        "the files that were shown in a trade or case; look at one, save them, or show the arbiter more",
+        "  p2pnode dispute evidence 81bd02f7                    list, with hash, owner and whether it matches the log\n"
+        "  p2pnode dispute evidence 81bd02f7 show 2             look at one here; nothing in it is run or opened\n"
+        "  p2pnode dispute evidence 81bd02f7 --save case-81bd   all of them into a folder, with an index\n"
+        '  p2pnode dispute evidence 81bd02f7 "my receipt" --attach receipt.png\n',
+    )
+    evidence.add_argument("trade", metavar="ID", help="of a trade or a case, or its first 8 digits or more")
+    evidence.add_argument("words", nargs="*", metavar="show N | TEXT", help="what to look at, or what it shows")
+    evidence.add_argument("--save", metavar="FOLDER", help="write the files there")
     _files(evidence)
     _trade(verbs.add("show", "show a trade's dispute, settlements and all that was said"))
     settle = verbs.add(
@@ -97,6 +105,7 @@ def _traders(verbs: Verbs, typed: Typed, yes: Callable[[argparse.ArgumentParser]
 
 
 def _arbiters(verbs: Verbs, typed: Typed, yes: Callable[[argparse.ArgumentParser], None]) -> None:
+    _share = _shares(typed)
     queue = verbs.add("queue", "arbiter: the cases, those first that wait longest")
     queue.add_argument("--open", action="store_true", help="only those that have not ended")
     _case(verbs.add("case", "arbiter: one case, with both claims and all that was said"))
@@ -113,19 +122,39 @@ def _arbiters(verbs: Verbs, typed: Typed, yes: Callable[[argparse.ArgumentParser
     _case(write)
     write.add_argument("side", choices=("buyer", "seller"))
     write.add_argument("text", metavar="TEXT")
+    preview = verbs.add(
+        "preview",
+        "arbiter: what everybody would get, to the satoshi, beside what both ask for",
+        "  p2pnode dispute preview 81bd02f7 --to-buyer 70%\n  p2pnode dispute preview 81bd02f7   in steps of a tenth\n",
+    )
+    _case(preview)
+    _share(preview, required=False)
     rule = verbs.add(
         "rule",
         "arbiter: decide, once and for all; shows first what everybody gets",
-        '  p2pnode dispute rule 81bd02f7 --buyer-share 70% --reason payment-late "two days late, but it came"\n',
+        '  p2pnode dispute rule 81bd02f7 --to-buyer 70% --reason payment-late "two days late, but it came"\n',
     )
     _case(rule)
     rule.add_argument("text", metavar="TEXT", help="why; both parties read it, and whoever verifies")
-    rule.add_argument("--buyer-share", type=typed("share"), required=True, metavar="PERCENT", help="of the amount")
-    rule.add_argument("--forfeit", type=typed("share"), default=0, metavar="PERCENT", help="of the loser's deposit (0)")
+    _share(rule, required=True)
     rule.add_argument("--reason", choices=REASONS, required=True, metavar="REASON", help=", ".join(REASONS))
-    rule.add_argument("--fee-rate", type=typed("fee_rate"), metavar="SAT/VB", help="of the payout")
     rule.add_argument("--quote", action="store_true", help="only show what everybody would get")
     yes(rule)
+
+
+def _shares(typed: Typed) -> Callable[..., None]:
+    """Adds the flags of a decision."""
+
+    def add(parser: argparse.ArgumentParser, *, required: bool) -> None:
+        share = typed("share")
+        names = ("--to-buyer", "--buyer-share")
+        parser.add_argument(
+            *names, dest="buyer_share", type=share, required=required, metavar="PERCENT", help="of the amount"
+        )
+        parser.add_argument("--forfeit", type=share, default=0, metavar="PERCENT", help="of the loser's deposit (0)")
+        parser.add_argument("--fee-rate", type=typed("fee_rate"), metavar="SAT/VB", help="of the payout")
+
+    return add
 
 
 def _files(parser: argparse.ArgumentParser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from base64 import b64decode
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -11,8 +12,11 @@ from typing import Protocol, TypeVar
 from escrow.coins import txid_text
 from escrow.judge import EscrowChecks
 from p2pnode.api import dispute_schema as d
+from p2pnode.api import evidence_schema as e
 from p2pnode.api.schema import Response
-from p2pnode.client import Client
+from p2pnode.client import ApiError, Client
+from p2pnode.console import evidence
+from p2pnode.console.cells import clean
 from p2pnode.console.inputs import BadInput
 from p2pnode.money import format_percent, format_sats
 from p2pnode.services.cases import finding_views
@@ -61,8 +65,94 @@ async def _open(node: Client, args: argparse.Namespace, sure: Sure) -> Response 
     return await node.dispute_open(args.trade, args.text, args.buyer_share)
 
 
-async def _evidence(node: Client, args: argparse.Namespace, _: Sure) -> Response:
-    return await node.dispute_evidence(args.trade, args.text, await _upload(node, args.attach))
+async def _evidence(node: Client, args: argparse.Namespace, _: Sure) -> Response | None:
+    """Without words the list; `show N` or `N` one of them; with a text something new for the arbiter."""
+    words = list(args.words)
+    if args.trade == "show":
+        # `evidence show N`: of the only case there is.
+        words = ["show", *words]
+        args.trade = await _only_case(node)
+    if args.save is not None and (not words or words[0] == "show"):
+        return await _save_evidence(node, args, words[1:])
+    match words:
+        case []:
+            return await _exhibits(node, args.trade)
+        case ["show", number]:
+            return await _exhibit(node, args.trade, _number(number))
+        case [text]:
+            return await node.dispute_evidence(args.trade, text, await _upload(node, args.attach))
+        case _:
+            raise BadInput("name a case to list its evidence, `show N` to look at one, or one text to show the arbiter")
+
+
+def _number(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:6]) <= 10_000:
+        raise BadInput(f"{text[:20]} is no number of an exhibit: see `p2pnode dispute evidence CASE`")
+    return int(text[:6])
+
+
+async def _only_case(node: Client) -> str:
+    found = (await node.cases(open_only=True)).cases
+    if len(found) != 1:
+        raise BadInput(f"there are {len(found)} open cases: `p2pnode dispute evidence CASE show N`")
+    return found[0].id
+
+
+async def _of_case(node: Client, identity: str) -> bool:
+    """Whether an id is that of a case of ours; else it is that of a trade."""
+    try:
+        await node.case_evidence(identity)
+    except ApiError as error:
+        if error.problem.status in (400, 403, 404, 409):
+            return False
+        raise
+    return True
+
+
+async def _exhibits(node: Client, identity: str) -> e.EvidenceList:
+    return await (node.case_evidence(identity) if await _of_case(node, identity) else node.evidence(identity))
+
+
+async def _exhibit(node: Client, identity: str, number: int) -> e.EvidenceFile:
+    if await _of_case(node, identity):
+        return await node.case_evidence_file(identity, number)
+    return await node.evidence_file(identity, number)
+
+
+async def _save_evidence(node: Client, args: argparse.Namespace, chosen: Sequence[str]) -> Response:
+    found = await _exhibits(node, args.trade)
+    numbers = [_number(text) for text in chosen] or [item.number for item in found.items if item.here]
+    files = [await _exhibit(node, args.trade, number) for number in numbers]
+    for name in evidence.save(files, Path(args.save)):
+        print(clean(name), file=sys.stderr)  # noqa: T201
+    return e.EvidenceList(items=tuple(file.item for file in files))
+
+
+async def _preview(node: Client, args: argparse.Namespace, _: Sure) -> Response:
+    """What decisions pay: the one that is named beside what both ask for, or all from nothing to everything."""
+    case = await node.case(args.case)
+    rows = []
+    if args.buyer_share is not None:
+        quote = await node.case_quote(args.case, _quoted(args, args.buyer_share, args.forfeit))
+        rows.append(d.PreviewRow(label="so", buyer_share_ppm=args.buyer_share, quote=quote))
+    else:
+        rows += [await _row(node, args, "", tenth * 100_000) for tenth in range(10, -1, -1)]
+    for label, party in (("as the buyer asks", case.buyer), ("as the seller asks", case.seller)):
+        if party.claim is not None:
+            rows.append(await _row(node, args, label, party.claim.buyer_share_ppm))
+    return d.Preview(case=case.id, escrow_value_sats=case.escrow_value_sats, rows=tuple(rows))
+
+
+async def _row(node: Client, args: argparse.Namespace, label: str, share: int) -> d.PreviewRow:
+    try:
+        quote = await node.case_quote(args.case, _quoted(args, share, 0))
+    except ApiError as error:
+        return d.PreviewRow(label=label, buyer_share_ppm=share, quote=None, trouble=error.detail)
+    return d.PreviewRow(label=label, buyer_share_ppm=share, quote=quote)
+
+
+def _quoted(args: argparse.Namespace, share: int, forfeit: int) -> d.QuoteRequest:
+    return d.QuoteRequest(buyer_share_ppm=share, forfeit_ppm=forfeit, fee_rate_sats_per_kvb=args.fee_rate)
 
 
 async def _show(node: Client, args: argparse.Namespace, _: Sure) -> Response:
@@ -79,7 +169,7 @@ async def _chat(node: Client, args: argparse.Namespace, _: Sure) -> Response:
 async def _upload(node: Client, names: Sequence[str]) -> list[d.FileRef]:
     found = []
     for name in names:
-        kept = await node.file_upload(Path(name).name, _read(name, MAX_ATTACHMENT))
+        kept = await node.file_upload(Path(name).name, evidence.read(name, MAX_ATTACHMENT))
         found.append(d.FileRef(content=kept.content, name=kept.name))
     return found
 
@@ -180,19 +270,9 @@ def _verify(args: argparse.Namespace) -> int:
     """Exit code 0 for a bundle that holds, whomever it shows to be in the wrong."""
     from p2pnode.console.tables import show  # noqa: PLC0415  (tables show what this module makes)
 
-    verdict = verify_bundle(_read(args.file, MAX_BUNDLE), EscrowChecks())
+    verdict = verify_bundle(evidence.read(args.file, MAX_BUNDLE), EscrowChecks())
     show(_verified(verdict), as_json=bool(getattr(args, "json", False)))
     return 0
-
-
-def _read(name: str, most: int) -> bytes:
-    path = Path(name)
-    try:
-        if path.stat().st_size > most:
-            raise BadInput(f"{name} has more than {most:,} bytes")
-        return path.read_bytes()
-    except OSError as e:
-        raise BadInput(f"{name} can't be read: {e.strerror}") from e
 
 
 def _verified(verdict: Verdict) -> d.Verified:
@@ -239,6 +319,7 @@ _VERBS: dict[str, Callable[[Client, argparse.Namespace, Sure], Awaitable[Respons
     "decline": _decline,
     "extend": _extend,
     "write": _write,
+    "preview": _preview,
     "rule": _rule,
     "save": _save,
 }

@@ -12,8 +12,24 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from p2pnode.api import schema as s
-from p2pnode.console import dispute_tables
-from p2pnode.console.cells import SHORT, Cell, btc, clean, columns, depth, pairs, phase, row, span, tx, when
+from p2pnode.console import case_tables, dispute_tables
+from p2pnode.console.cells import (
+    DEADLINES,
+    SHORT,
+    Cell,
+    btc,
+    clean,
+    columns,
+    depth,
+    due,
+    due_short,
+    pairs,
+    phase,
+    row,
+    span,
+    tx,
+    when,
+)
 from p2pnode.money import format_minor, format_percent, format_sats
 
 WIDE: Final = 200
@@ -82,6 +98,8 @@ def render(view: Struct) -> RenderableType:  # noqa: C901, PLR0911, PLR0912  (on
             return _arbiters(view)
         case s.ArbiterView():
             return _arbiter(view)
+        case _ if case_tables.knows(view):
+            return case_tables.render(view)
         case _:
             return dispute_tables.render(view)
 
@@ -100,6 +118,7 @@ def trade(view: s.TradeView) -> RenderableType:
         (f"you {get}", f"{view.volume} {view.currency} by {view.method}"),
         ("price", f"{view.price} {view.currency}"),
         ("deposits", f"buyer {btc(view.buyer_deposit_sats)}, seller {btc(view.seller_deposit_sats)}"),
+        *((DEADLINES.get(x.name, x.name), due(x)) for x in view.deadlines),
         ("peer", view.peer),
         ("arbiter", view.arbiter),
         ("backup arbiter", view.backup),
@@ -210,7 +229,7 @@ def _offer(offer: s.OfferView) -> RenderableType:
 def _trades(found: s.TradeList) -> RenderableType:
     if not found.trades:
         return Text("There are no trades.")
-    table = columns("id", "you", "BTC", "for", "method", "phase", "next", right=("BTC", "for"))
+    table = columns("id", "you", "BTC", "for", "method", "phase", "next", "due", right=("BTC", "for"))
     for view in found.trades:
         row(
             table,
@@ -221,6 +240,7 @@ def _trades(found: s.TradeList) -> RenderableType:
             view.method,
             phase(view.phase),
             view.hint,
+            due_short(next(iter(view.deadlines), None)),
         )
     return table
 

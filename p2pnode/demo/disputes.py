@@ -9,6 +9,7 @@ contract fixes. What is said is counted from the parties' own records.
 from __future__ import annotations
 
 import time
+import zlib
 from base64 import b64decode
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -35,10 +36,24 @@ DELAY_BLOCKS: Final = 24
 """Short, because each block has to be mined; a real offer has 144 and 1008."""
 MOST_MESSAGES: Final = 6
 _WHOLE: Final = 1_000_000
-_PICTURE: Final = b"\x89PNG\r\n\x1a\n" + bytes(200_000)
 _OPENER: Final = frozenset({"disputed", "claim", "proposal", "agreed", "accepted", "declined", "extended", "ruling"})
 _OTHER: Final = frozenset({"accepted", "declined", "extended", "ruling"})
 """What counts as a message of the dispute, in the record of its opener and of the other; the rest is evidence."""
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+
+def _picture() -> bytes:
+    """A receipt of 200 KB: a grey PNG, not compressed, so that it travels in parts."""
+    rows = b"".join(b"\0" + bytes((x * y) % 251 for x in range(400)) for y in range(500))
+    header = (400).to_bytes(4, "big") + (500).to_bytes(4, "big") + bytes((8, 0, 0, 0, 0))
+    parts = (b"IHDR", header), (b"tEXt", b"Software\0a scanner"), (b"IDAT", zlib.compress(rows, 0)), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, body) for kind, body in parts)
+
+
+_PICTURE: Final = _picture()
 
 
 class Scene(Struct, frozen=True):
@@ -193,7 +208,7 @@ class DisputePlay(Play):
         await self._rule(self._cast.backup, trade, _WHOLE, "payment-proved")
         view = await self._dispute(self._cast.buyer, trade, lambda v: _ruled(v.backup))
         opens = next(x for x in view.deadlines if x.name == "backup")
-        await self._mine(opens.height - 1 - await self._height())
+        await self._mine((opens.height or 0) - 1 - await self._height())
         return opened
 
     # --- what scenes are made of ----------------------------------------------------------------------------------

@@ -13,29 +13,31 @@ from escrow.payout import PayoutPlan
 from escrow.script import Role
 from escrow.wallet.base import Wallet
 from p2pnode.api import dispute_schema as d
+from p2pnode.api import evidence_schema as e
+from p2pnode.api.schema.base import DeadlineView
 from p2pnode.attachments import AttachmentStore
+from p2pnode.blocktime import BlockTimes
 from p2pnode.cases.desk import CaseDesk
 from p2pnode.cases.store import StoredCase
-from p2pnode.clock import Clock
 from p2pnode.conversations import Conversation, Conversations
 from p2pnode.divergence import Divergences, pairs
 from p2pnode.idprefix import id_range
 from p2pnode.money import format_minor
-from p2pnode.services.deadlines import deadline
 from p2pnode.services.dispute_views import (
     ARBITERS,
     BRANCHES,
     PARTIES,
     REASONS,
     IsHere,
+    Said,
     claim_view,
-    line,
-    lines,
     payout_of,
     ruling_view,
     shown_in,
     talker,
+    timeline,
 )
+from p2pnode.services.exhibits import exhibit, exhibits
 from p2pnode.services.views import SIDES, kebab, only
 from protocol import bundle as bundles
 from protocol import case_events as ce
@@ -78,7 +80,7 @@ class CaseService:
         conversations: Conversations,
         divergences: Divergences,
         wallet: Wallet,
-        clock: Clock,
+        blocks: BlockTimes,
         files: AttachmentStore | None = None,
     ) -> None:
         """`wallet` gives the script that fees go to, `files` has the contents of attachments."""
@@ -88,7 +90,7 @@ class CaseService:
         self._conversations = conversations
         self._divergences = divergences
         self._wallet = wallet
-        self._clock = clock
+        self._blocks = blocks
         self._files = files
         self._here: IsHere = files.has if files is not None else lambda _content: False
 
@@ -108,7 +110,16 @@ class CaseService:
         state = self._find(case).state
         rate = request.fee_rate_sats_per_kvb or state.contract.fees.payout
         plan = _plan(state, request, NO_SCRIPT, rate)
-        return _quote(request, plan, rate)
+        value = derive_funding(state.contract, state.network).escrow_value
+        return _quote(request, plan, rate, value)
+
+    async def exhibits(self, case: str) -> e.EvidenceList:
+        """The files that were shown to us, and those that the parties have shown each other."""
+        return exhibits(self._talk(self._find(case).state), self._files)
+
+    async def exhibit(self, case: str, number: int) -> e.EvidenceFile:
+        """One of them with its bytes. Raises NotFound."""
+        return exhibit(self._talk(self._find(case).state), number, self._files)
 
     async def bundle(self, case: str) -> d.BundleView:
         """All that was said and signed, for anybody to verify."""
@@ -202,7 +213,7 @@ class CaseService:
             ending=state.ending,
             created=stored.created,
             updated=stored.updated,
-            timeline=self._timeline(state) if whole else (),
+            timeline=timeline(self._talk(state), self._here) if whole else (),
         )
 
     def _party(self, state: ce.CaseState, side: Side) -> d.PartyView:
@@ -272,25 +283,25 @@ class CaseService:
         """What the record itself shows, before anybody judges."""
         try:
             verdict = verify_bundle(build_bundle(self._bundle(state)), EscrowChecks())
-        except P2PError as e:
-            return (d.FindingView(who="", what=f"the record can't be replayed: {e.detail}"),)
+        except P2PError as error:
+            return (d.FindingView(who="", what=f"the record can't be replayed: {error.detail}"),)
         return finding_views(verdict)
 
-    def _deadlines(self, state: ce.CaseState) -> tuple[d.DeadlineView, ...]:
-        tip, now = self._desk.work.height, self._clock.now()
-        return tuple(deadline(name, height, tip=tip, now=now) for _, name, height in self._cases.timers(state.trade_id))
+    def _deadlines(self, state: ce.CaseState) -> tuple[DeadlineView, ...]:
+        return tuple(self._blocks.at(name, height) for _, name, height in self._cases.timers(state.trade_id))
 
-    def _timeline(self, state: ce.CaseState) -> tuple[d.LineView, ...]:
+    def _talk(self, state: ce.CaseState) -> Sequence[Said]:
         """What the parties said to each other, then what they and we said. Only the latter has times of ours."""
-        found = []
+        talk = []
         for raw in self._messages(state):
             envelope = parse_envelope(raw, state.network)
             side = Side.BUY if envelope.signer == state.contract.buyer.persona else Side.SELL
-            found.append(line(0, PARTIES[side], PARTIES[side.other], decode(envelope).payload, self._here))
+            message = decode(envelope)
+            talk.append(Said(0, PARTIES[side], PARTIES[side.other], message.payload, message.header.height))
         for _, conversation in self._talks(state):
-            for out, message, at in self._conversations.messages(conversation):
-                found.append(line(at, *talker(conversation, out=out), message.payload, self._here))
-        return lines(found)
+            for out, said, at in self._conversations.messages(conversation):
+                talk.append(Said(at, *talker(conversation, out=out), said.payload, said.header.height))
+        return talk
 
 
 def finding_views(verdict: Verdict) -> tuple[d.FindingView, ...]:
@@ -309,7 +320,7 @@ def _plan(state: ce.CaseState, request: d.QuoteRequest, script: bytes, rate: int
     return payout_of(state.contract, state.network, outcome)
 
 
-def _quote(request: d.QuoteRequest, plan: PayoutPlan, rate: int) -> d.QuoteView:
+def _quote(request: d.QuoteRequest, plan: PayoutPlan, rate: int, value: int) -> d.QuoteView:
     return d.QuoteView(
         buyer_share_ppm=request.buyer_share_ppm,
         forfeit_ppm=request.forfeit_ppm,
@@ -318,6 +329,7 @@ def _quote(request: d.QuoteRequest, plan: PayoutPlan, rate: int) -> d.QuoteView:
         arbiter_sats=plan.value(Role.ARBITER),
         mining_fee_sats=plan.fee,
         fee_rate_sats_per_kvb=rate,
+        escrow_value_sats=value,
     )
 
 

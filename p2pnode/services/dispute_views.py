@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from escrow.coins import txid_text
 from escrow.errors import BadPayout
@@ -106,14 +106,24 @@ def attachment_view(attachment: Attachment, here: IsHere) -> d.AttachmentView:
     )
 
 
-def line(at: int, by: str, to: str, payload: object, here: IsHere) -> d.LineView | None:
+class Said(NamedTuple):
+    """Something that was said, as a timeline and a list of exhibits are made of it. `at` 0: from a case file."""
+
+    at: int
+    by: str
+    to: str
+    payload: object
+    height: int
+
+
+def line(said: Said, here: IsHere) -> d.LineView | None:
     """A message as a line of the timeline; None for those that are no talk."""
-    said = _said(payload)
-    if said is None:
+    found = _said(said.payload)
+    if found is None:
         return None
-    kind, text, attachments = said
+    kind, text, attachments = found
     shown = tuple(attachment_view(a, here) for a in attachments)
-    return d.LineView(at=at, by=by, to=to, kind=kind, text=text, attachments=shown)
+    return d.LineView(at=said.at, height=said.height, by=said.by, to=said.to, kind=kind, text=text, attachments=shown)
 
 
 def _said(payload: object) -> tuple[str, str, Sequence[Attachment]] | None:
@@ -171,8 +181,9 @@ def shown_in(payload: object) -> Sequence[Attachment]:
             return ()
 
 
-def lines(found: Iterable[d.LineView | None]) -> tuple[d.LineView, ...]:
-    """A timeline, oldest first."""
+def timeline(talk: Iterable[Said], here: IsHere) -> tuple[d.LineView, ...]:
+    """What was said, oldest first."""
+    found = (line(said, here) for said in talk)
     return tuple(sorted((x for x in found if x is not None), key=lambda x: x.at))
 
 

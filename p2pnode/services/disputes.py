@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from escrow.coins import txid_bytes, txid_text
 from p2pnode.api import dispute_schema as d
+from p2pnode.api import evidence_schema as e
 from p2pnode.attachments import AttachmentStore
-from p2pnode.clock import Clock
 from p2pnode.divergence import pairs
 from p2pnode.engine import Engine, case_file
-from p2pnode.services.deadlines import deadline
 from p2pnode.services.dispute_views import (
     BRANCHES,
     IsHere,
+    Said,
     attachment_view,
     claim_view,
-    line,
-    lines,
     outcome_text,
     proposal_values,
     ruling_view,
     shown_in,
     talker,
+    timeline,
 )
+from p2pnode.services.exhibits import exhibit, exhibits
 from p2pnode.services.views import SIDE_NAMES, TradeViews, kebab
 from protocol import dispute_events as dv
 from protocol.attachment import Attachment, describe, media_of
@@ -67,16 +67,12 @@ class DisputeService:
         self,
         engine: Engine,
         views: TradeViews,
-        clock: Clock,
-        height: Callable[[], int],
         files: AttachmentStore | None = None,
     ) -> None:
-        """`height` gives our best block, `files` has the contents of attachments."""
+        """`files` has the contents of attachments."""
         self._engine = engine
         self._trades = engine.trades
         self._views = views
-        self._clock = clock
-        self._height = height
         self._files = files
         self._here: IsHere = files.has if files is not None else lambda _content: False
 
@@ -107,8 +103,8 @@ class DisputeService:
             raise NotFound("this node keeps no files")
         try:
             data = b64decode(request.data, validate=True)
-        except ValueError as e:
-            raise BadUpload from e
+        except ValueError as error:
+            raise BadUpload from error
         return attachment_view(self._files.add(data, request.name), self._here)
 
     async def file(self, content: str) -> d.FileData:
@@ -118,6 +114,14 @@ class DisputeService:
         data = self._files.content(bytes.fromhex(content))
         media = media_of(data) or ""
         return d.FileData(content=content, size_bytes=len(data), media=media, data=b64encode(data).decode())
+
+    async def exhibits(self, trade: str) -> e.EvidenceList:
+        """The files that were shown in a trade."""
+        return exhibits(self._talk(self._views.find(trade).state), self._files)
+
+    async def exhibit(self, trade: str, number: int) -> e.EvidenceFile:
+        """One of them with its bytes. Raises NotFound."""
+        return exhibit(self._talk(self._views.find(trade).state), number, self._files)
 
     def _shown(self, wanted: Sequence[d.FileRef]) -> tuple[Attachment, ...]:
         """Descriptions of uploaded files. Raises NotFound, NotAttachable."""
@@ -189,11 +193,11 @@ class DisputeService:
             bench=BRANCHES[state.bench],
             arbiter=self._arbiter(state, Branch.MAIN),
             backup=self._arbiter(state, Branch.BACKUP),
-            deadlines=self._deadlines(state),
+            deadlines=self._views.deadlines(state),
             proposals=tuple(self._proposal(state, option) for option in state.settlement.options),
             outcome=outcome_text(state.payout.outcome, state.contract),
             actions=_possible(state),
-            timeline=self._timeline(state),
+            timeline=timeline(self._talk(state), self._here),
         )
 
     def _arbiter(self, state: TradeState, branch: Branch) -> d.ArbiterStatusView | None:
@@ -213,14 +217,6 @@ class DisputeService:
             contradicted=facts is not None and facts.contradiction is not None,
         )
 
-    def _deadlines(self, state: TradeState) -> tuple[d.DeadlineView, ...]:
-        tip, now = self._height(), self._clock.now()
-        timers = self._trades.timers(state.trade_id)
-        found = [(t.name, t.at_height) for t in timers if t.at_height is not None and t.name in ("payment", "arbiter")]
-        if state.dispute is not None and state.backup_from is not None:
-            found.append(("backup", state.backup_from))
-        return tuple(deadline(name, height, tip=tip, now=now) for name, height in found)
-
     def _proposal(self, state: TradeState, option: Option) -> d.ProposalView:
         contract = _contract(state)
         buyer, seller = proposal_values(contract, state.network, option.outcome)
@@ -233,15 +229,17 @@ class DisputeService:
             seller_sats=seller,
         )
 
-    def _timeline(self, state: TradeState) -> tuple[d.LineView, ...]:
-        trade = [
-            line(at, "you" if out else "peer", "peer" if out else "you", _payload(raw, state), self._here)
-            for out, raw, at in self._trades.transcript(state.trade_id)
-        ]
+    def _talk(self, state: TradeState) -> list[Said]:
+        """All that was said in a trade, to its counterparty and to arbiters."""
+        talk = []
+        for out, raw, at in self._trades.transcript(state.trade_id):
+            message = decode(parse_envelope(raw, state.network))
+            by, to = ("you", "peer") if out else ("peer", "you")
+            talk.append(Said(at, by, to, message.payload, message.header.height))
         for conversation in self._engine.conversations.of_trade(state.trade_id, arbitrates=False):
-            for out, message, at in self._engine.conversations.messages(conversation):
-                trade.append(line(at, *talker(conversation, out=out), message.payload, self._here))
-        return lines(trade)
+            for out, said, at in self._engine.conversations.messages(conversation):
+                talk.append(Said(at, *talker(conversation, out=out), said.payload, said.header.height))
+        return talk
 
 
 def _payload(raw: bytes, state: TradeState) -> object:

@@ -17,7 +17,9 @@ from p2pnode.api.schema import (
     TradeView,
     price_text,
 )
+from p2pnode.api.schema.base import DeadlineView
 from p2pnode.api.services import AmbiguousId
+from p2pnode.blocktime import BlockTimes
 from p2pnode.idprefix import id_range
 from p2pnode.money import format_minor
 from p2pnode.offerbook import BookEntry
@@ -146,7 +148,10 @@ def possible(state: TradeState) -> tuple[ActionName, ...]:
 class TradeViews:
     """Makes views of trades."""
 
-    def __init__(self, trades: TradeStore, network: Network, describe_escrow: DescribeEscrow) -> None:
+    def __init__(
+        self, trades: TradeStore, network: Network, describe_escrow: DescribeEscrow, blocks: BlockTimes
+    ) -> None:
+        self._blocks = blocks
         self._trades = trades
         self._db = trades.database.connection
         self._network = network
@@ -213,6 +218,7 @@ class TradeViews:
             outcome=outcome_text(state.payout.outcome, state.contract),
             disputed=state.dispute is not None,
             window_ends_height=state.window_ends,
+            deadlines=self.deadlines(state),
             messages_sent=stored.heads.sent,
             messages_received=stored.heads.received,
             unacknowledged=unacknowledged,
@@ -220,6 +226,21 @@ class TradeViews:
             updated=stored.updated,
             steps=self._steps(state.trade_id) if steps else (),
         )
+
+    def deadlines(self, state: TradeState) -> tuple[DeadlineView, ...]:
+        """What ends or begins next in a trade, soonest first; reminders are left out, for nothing follows from them."""
+        found = []
+        for timer in self._trades.timers(state.trade_id):
+            if timer.name.endswith("reminder") or timer.name == "backup":
+                continue
+            if timer.at_height is not None:
+                found.append(self._blocks.at(timer.name, timer.at_height))
+            elif timer.at_time is not None:
+                found.append(self._blocks.by_clock(timer.name, timer.at_time))
+        waits = state.dispute is not None and not isinstance(state.phase, TERMINAL)
+        if waits and state.backup_from is not None:
+            found.append(self._blocks.at("backup", state.backup_from))
+        return tuple(sorted(found, key=lambda x: x.estimated_at))
 
     def _steps(self, trade_id: bytes) -> tuple[StepView, ...]:
         return tuple(

@@ -20,11 +20,11 @@ from protocol.identity import SigningKey
 from protocol.types import Network
 from protocol.wire import Envelope, Kind, pack
 from protocol.work import find_work
+from tests.pictures import png
 from tests.world import NOW, FixedClock
 
 NETWORK = Network.REGTEST
-PNG = b"\x89PNG\r\n\x1a\n"
-LARGE = PNG + bytes(range(256)) * 700
+LARGE = png(pad=179_000)
 
 
 class Keeper:

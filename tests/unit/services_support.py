@@ -20,6 +20,7 @@ from escrow.coins import OutPoint
 from escrow.script import escrow_script
 from escrow.seed import Seed as Mnemonic
 from escrow.seed import mnemonic_from_entropy
+from p2pnode.blocktime import BlockTimes
 from p2pnode.arbiters import ArbiterDirectory, ArbiterTerms, Listed
 from p2pnode.channels import SessionView
 from p2pnode.contribution import Contributor
@@ -202,7 +203,7 @@ class Party:
             personas=(self.persona,),
             place=self.market.topic_for,
         )
-        self.views = TradeViews(self.trades, NETWORK, describe_escrow)
+        self.views = TradeViews(self.trades, NETWORK, describe_escrow, BlockTimes(lambda: chain.height, clock))
         self.backend = TwinBackend(chain)
         self.held: dict[OutPoint, bytes] = {}
         self.wallet = TwinWallet(chain, name, self.held, {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import time
 import zipfile
 from io import BytesIO
 
@@ -22,15 +23,9 @@ from protocol.attachment import (
 )
 from protocol.errors import Malformed
 from protocol.wire import pack, unpack
+from tests.pictures import EVERY, PDF, jpeg, png, webp
 
-PNG = b"\x89PNG\r\n\x1a\n" + bytes(20)
-GOOD = {
-    "image/png": PNG,
-    "image/jpeg": b"\xff\xd8\xff\xe0" + bytes(20),
-    "image/webp": b"RIFF\x00\x00\x00\x00WEBP",
-    "application/pdf": b"%PDF-1.7\n\xff",
-    "text/plain": "Überweisung über 650 €\n".encode(),
-}
+PNG = png()
 
 
 def bomb() -> bytes:
@@ -41,7 +36,7 @@ def bomb() -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize(("media", "data"), GOOD.items())
+@pytest.mark.parametrize(("media", "data"), EVERY.items())
 def test_what_may_be_shown_is_described_by_its_own_bytes(media: str, data: bytes) -> None:
     attachment = describe(data, "proof.bin")
     assert (attachment.media, attachment.size) == (media, len(data))
@@ -51,9 +46,10 @@ def test_what_may_be_shown_is_described_by_its_own_bytes(media: str, data: bytes
 
 @pytest.mark.parametrize(
     "data",
-    [b"", bomb(), gzip.compress(bytes(10_000)), b"MZ\x90\x00\x03", b"\x7fELF\x02", b"GIF89a\x00\x01", b"a\x00b"],
-    ids=["empty", "zip", "gzip", "exe", "elf", "gif", "binary"],
-)
+    [b"", bomb(), gzip.compress(bytes(10_000)), b"MZ\x90\x00\x03", b"\x7fELF\x02", b"GIF89a\x00\x01", b"a\x00b",
+     b"a\x1b[2Jb", "a\x9b2Jb".encode()],
+    ids=["empty", "zip", "gzip", "exe", "elf", "gif", "binary", "escape", "8-bit escape"],
+)  # fmt: skip
 def test_archives_programs_and_unknown_formats_are_refused(data: bytes) -> None:
     with pytest.raises(NotAttachable):
         describe(data, "proof.png")
@@ -75,9 +71,44 @@ def test_content_of_another_type_than_claimed_is_refused() -> None:
         check_content(claimed, page)
 
 
+@pytest.mark.parametrize("behind", [bomb(), b"<script>alert(1)</script>", b"MZ\x90\x00", PNG, b"\0\0\0\0PK\x03\x04"])
+@pytest.mark.parametrize("media", ["image/png", "image/jpeg", "image/webp", "application/pdf"])
+def test_file_that_is_two_things_is_refused(media: str, behind: bytes) -> None:
+    """A picture that is an archive, a page or a program as well: one viewer shows it, another runs it."""
+    assert media_of(EVERY[media]) == media
+    assert media_of(EVERY[media] + behind) is None
+
+
+def test_document_with_an_archive_inside_is_refused() -> None:
+    """The archive's comment makes the file end like a document."""
+    buffer = BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("x.exe", b"MZ")
+        archive.comment = b"\n%%EOF\n"
+    assert media_of(PDF + buffer.getvalue()) is None
+    assert media_of(jpeg()[:-2] + buffer.getvalue()) is None
+
+
+@pytest.mark.parametrize(
+    "data", [PNG[:-1], PNG[:20], PNG[:8], jpeg()[:-1], jpeg()[:2] + b"\xff", webp()[:-1], PDF[:-6]]
+)
+def test_file_that_does_not_reach_its_end_is_refused(data: bytes) -> None:
+    assert media_of(data) is None
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xff\xd8" + b"\xff" * 3_000_000, b"\x89PNG\r\n\x1a\n" + bytes(3_000_000), b"%PDF-" + b" " * 3_000_000]
+)
+def test_looking_at_a_hostile_file_takes_no_time(data: bytes) -> None:
+    """Each of these would take hours where each byte makes the search start anew."""
+    began = time.perf_counter()
+    assert media_of(data) is None
+    assert time.perf_counter() - began < 2
+
+
 def test_content_that_was_altered_after_it_was_shown_is_refused() -> None:
     with pytest.raises(BadAttachment, match="differs"):
-        check_content(describe(PNG, "x.png"), PNG[:-1] + b"\x01")
+        check_content(describe(PNG, "x.png"), png(3, 2))
 
 
 @pytest.mark.parametrize(

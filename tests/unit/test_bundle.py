@@ -31,11 +31,12 @@ from protocol.ruling import Equivocation, NoEquivocation, read_equivocation
 from protocol.transcript import BadTranscript, check_fork, find_fork, fit, read_transcript
 from protocol.types import Branch, Side
 from protocol.wire import Kind, open_envelope, pack
+from tests.pictures import png
 from tests.unit.escrow_support import NETWORK, fixed
 from tests.unit.record_support import Record
 
 CHECKS = EscrowChecks()
-PNG = b"\x89PNG\r\n\x1a\n" + bytes(20)
+PNG = png()
 
 
 def bundle(

@@ -11,6 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from escrow.script import escrow_script
+from p2pnode.blocktime import BlockTimes
 from p2pnode.api.schema import ActionName, CancelRequest, PayRequest, TradeView
 from p2pnode.api.services import AmbiguousId
 from p2pnode.idprefix import BadIdPrefix
@@ -28,8 +29,12 @@ from tests.unit.services_support import NETWORK, describe_escrow
 from tests.world import NOW, TwinNode, World
 
 
+def blocks(node: TwinNode) -> BlockTimes:
+    return BlockTimes(lambda: node.chain.height, node.clock)
+
+
 def service(node: TwinNode) -> TradeService:
-    return TradeService(node.engine, TradeViews(node.engine.trades, NETWORK, describe_escrow))
+    return TradeService(node.engine, TradeViews(node.engine.trades, NETWORK, describe_escrow, blocks(node)))
 
 
 async def view(node: TwinNode) -> TradeView:

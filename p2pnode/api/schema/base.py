@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from protocol.types import UnixTime
+
 IdText = Annotated[str, Meta(pattern=r"\A[0-9a-f]{8,64}\Z", description="An id in hex, or its first 8 digits or more")]
 PersonaText = Annotated[str, Meta(min_length=20, max_length=80, description="A persona: persona1...")]
 DecimalText = Annotated[str, Meta(pattern=r"\A[0-9]{1,19}(\.[0-9]{1,18})?\Z", description="A decimal number")]
@@ -34,3 +36,15 @@ class Request(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 class Response(Struct, frozen=True, kw_only=True):
     """What every response body is: it may grow."""
+
+
+class DeadlineView(Response, frozen=True, kw_only=True):
+    """Something ends or begins with a block. The height decides; `estimated_at` is an estimate for people.
+
+    `blocks` are counted from our best block (negative: past). Without a height the deadline is one of the clock.
+    """
+
+    name: str
+    height: int | None
+    blocks: int | None
+    estimated_at: UnixTime

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, field
 
-from p2pnode.api.schema.base import ActionName, Request, Response, SideName
+from p2pnode.api.schema.base import ActionName, DeadlineView, Request, Response, SideName
 from protocol.types import Sats, UnixTime
 
 
@@ -77,6 +77,8 @@ class TradeView(Response, frozen=True, kw_only=True):
     disputed: bool = False
     window_ends_height: int | None = None
     """The block with which the buyer's time to pay is over."""
+    deadlines: tuple[DeadlineView, ...] = ()
+    """What ends or begins next, soonest first."""
     messages_sent: int = 0
     messages_received: int = 0
     unacknowledged: int = 0
