@@ -6,6 +6,9 @@ costs 2^bits as much. Addresses are facts about a node, never its identity.
 
 A `Contact` is a `kademlia` Node (that package's XOR arithmetic and buckets work on it) which also knows its key and its
 packed form. Contacts are immutable and interned by packed form: parsing twenty of them is twenty dictionary look-ups.
+
+One node may be had in several ways: by IPv4, by IPv6 and, where no datagrams pass, by a stream of a channel. Each is
+a contact of its own with the same id, and has a `path` of its own, under which its round trips are kept.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import socket
 from enum import IntEnum
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from kademlia.node import Node
 
@@ -41,7 +44,18 @@ PACKED_V6: Final = 1 + 32 + 16 + 2
 _MAX_INTERNED: Final = 65_536
 
 Address: TypeAlias = Any
-"""What a transport sends to: `(host, port)` for UDP; another hashable thing for other transports."""
+"""What a transport sends to: `(host, port)` for UDP, `ByChannel`, or another hashable thing in a simulation."""
+
+
+class ByChannel(NamedTuple):
+    """The far end of a channel stream that carries packets: a node key that the channel has proved."""
+
+    host: str
+    port: int
+    """TCP; of a stream that the node itself opened, the port that it came from, where nobody listens."""
+    key: bytes
+    back: bool = False
+    """The node is reached only by the stream that it opened itself."""
 
 
 class Scope(IntEnum):
@@ -51,6 +65,25 @@ class Scope(IntEnum):
     LOOPBACK = 1
     PRIVATE = 2
     GLOBAL = 3
+
+
+class Via(IntEnum):
+    """How packets get to a contact; added to the IP version in its packed form."""
+
+    UDP = 0
+    CHANNEL = 0x10
+    """By a stream of a channel to its TCP port: no datagram reaches it."""
+    BACK = 0x20
+    """By the stream that it opened itself, and no other way. Never in a table, never told to anybody."""
+
+
+_SIZES: Final = {
+    _V4: PACKED_V4,
+    _V6: PACKED_V6,
+    _V4 | Via.CHANNEL: PACKED_V4,
+    _V6 | Via.CHANNEL: PACKED_V6,
+}
+"""Bytes of a packed contact by its first one."""
 
 
 def node_id(key: bytes) -> bytes:
@@ -65,10 +98,22 @@ def puzzle_zero_bits(key: bytes) -> int:
 
 
 @lru_cache(maxsize=8_192)
+def plain_host(host: str) -> str:
+    """A numeric host in its one spelling: an IPv4 address that is dressed as IPv6 as itself; a name as it is."""
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+        ip = ip.ipv4_mapped
+    return str(ip)
+
+
+@lru_cache(maxsize=8_192)
 def scope_of(host: str) -> Scope:
     """How far the numeric address `host` reaches; UNUSABLE for names, multicast and the like."""
     try:
-        ip = ipaddress.ip_address(host)
+        ip = ipaddress.ip_address(plain_host(host))
     except ValueError:
         return Scope.UNUSABLE
     if ip.is_multicast or ip.is_unspecified or ip == ipaddress.IPv4Address("255.255.255.255"):
@@ -82,7 +127,7 @@ def scope_of(host: str) -> Scope:
 def group_of(host: str) -> bytes:
     """The address group that quotas count by: an IPv4 /24 or an IPv6 /48. Any other address is its own."""
     try:
-        ip = ipaddress.ip_address(host)
+        ip = ipaddress.ip_address(plain_host(host))
     except ValueError:
         return host.encode()[:64]
     return ip.packed[:3] if ip.version == _V4 else ip.packed[:6]
@@ -96,16 +141,23 @@ class Contact(Node):  # type: ignore[misc]  # kademlia ships no types
     port: int
     long_id: int
 
-    def __init__(self, key: bytes, host: str, port: int) -> None:
-        """Make the contact of a 32-byte node key at a numeric `host`. Raises BadContact when it can't be one."""
+    def __init__(self, key: bytes, host: str, port: int, via: Via | None = None) -> None:
+        """Make the contact of a 32-byte node key at a numeric `host`. Raises BadContact when it can't be one.
+
+        `via`: how packets get there; None: as datagrams.
+        """
+        host = plain_host(host)
         super().__init__(node_id(key), host, port)
-        if len(key) != 32 or not 0 < port < 65_536 or scope_of(host) is Scope.UNUSABLE:
+        if len(key) != 32 or not 0 < port < 65_536 or scope_of(host) is Scope.UNUSABLE or "%" in host:
             raise BadContact(f"{host}:{port} is not an address a node can have")
         self.key = key
-        self.address: Address = (host, port)
+        self.via = via or Via.UDP
+        self.version = _V6 if ":" in host else _V4
+        self.address: Address = ByChannel(host, port, key, self.via is Via.BACK) if self.via else (host, port)
         self.group = group_of(host)
         self.scope = scope_of(host)
-        self.packed = _pack(key, host, port)
+        self.path = path_of(key, self.version, self.via)
+        self.packed = _pack(key, host, port, self.via)
         self._curve: bytes | None = None
 
     @property
@@ -125,12 +177,25 @@ class Contact(Node):  # type: ignore[misc]  # kademlia ships no types
         return hash(self.packed)
 
     def __repr__(self) -> str:
-        return f"Contact({self.key.hex()[:12]}@{self.ip}:{self.port})"
+        return f"Contact({self.key.hex()[:12]}@{self.ip}:{self.port}{f' {self.via.name}' if self.via else ''})"
 
 
-def _pack(key: bytes, host: str, port: int) -> bytes:
+def path_of(key: bytes, version: int, via: Via) -> bytes:
+    """What round trips, tokens and suspicions are kept under: a node, had in one way."""
+    return key if version == _V4 and not via else key + bytes((version | via,))
+
+
+def contact_at(key: bytes, address: Address) -> Contact:
+    """The contact of a node that a packet came from. Raises BadContact."""
+    via = Via.UDP
+    if isinstance(address, ByChannel):
+        via = Via.BACK if address.back else Via.CHANNEL
+    return intern_contact(Contact(key, address[0], address[1], via))
+
+
+def _pack(key: bytes, host: str, port: int, via: Via) -> bytes:
     packed = pack_address(host, port)
-    return packed[:1] + key + packed[1:]
+    return bytes((packed[0] | via,)) + key + packed[1:]
 
 
 @lru_cache(maxsize=8_192)
@@ -156,11 +221,15 @@ _interned: dict[bytes, Contact] = {}
 def unpack_contact(packed: bytes) -> Contact:
     """The contact of exactly one packed form. Raises BadPacket or BadContact."""
     contact = _interned.get(packed)
-    if contact is None:
-        host, port = unpack_address(packed[:1] + packed[33:])
-        contact = intern_contact(Contact(packed[1:33], host, port))
+    if contact is None or contact.via is Via.BACK:
+        if _SIZES.get(packed[0] if packed else 0) != len(packed):
+            raise BadPacket("a contact that is too short, too long or of no known kind")
+        via = Via(packed[0] & 0xF0)
+        host, port = unpack_address(bytes((packed[0] & 0x0F,)) + packed[33:])
+        contact = Contact(packed[1:33], host, port, via)
         if contact.packed != packed:
-            raise BadPacket("a contact with bytes to spare")
+            raise BadContact("an IPv4 address that is dressed as IPv6")
+        contact = intern_contact(contact)
     return contact
 
 
@@ -184,9 +253,12 @@ def unpack_contacts(data: bytes, offset: int, limit: int) -> tuple[list[Contact]
             raise BadPacket("more contacts than were asked for")
         out: list[Contact] = []
         for _ in range(count):
-            end = offset + (PACKED_V4 if data[offset] == _V4 else PACKED_V6)
+            size = _SIZES.get(data[offset])
+            if size is None:
+                raise BadPacket("a contact of no known kind")
+            end = offset + size
             packed = data[offset:end]
-            if len(packed) != end - offset:
+            if len(packed) != size:
                 raise BadPacket("the list of contacts ends early")
             offset = end
             try:

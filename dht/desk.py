@@ -6,10 +6,11 @@ datagram for one that has. Only a proved address may make this node keep anythin
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, assert_never
 
 from dht import messages
-from dht.contact import Address, group_of, pack_address
+from dht.contact import Address, Contact, Via, group_of
 from dht.errors import InvalidRecord
 from dht.messages import Op, Request, Status
 from dht.rpc import Peer
@@ -52,10 +53,11 @@ class Desk:
     def _read(self, request: Request, peer: Peer, address: Address, room: int, now: float) -> bytes:
         match request.op:
             case Op.PING:
-                return b"\0" + pack_address(address[0], address[1])
+                other = self._engine.elsewhere.get(6 if peer.contact.version == 4 else 4)
+                return b"\0" + messages.ping_body((address[0], address[1]), other)
             case Op.FIND_NODE:
                 target, want = messages.target_of(request.data)
-                return b"\0" + self.contacts(target, want, peer, room - 1)
+                return b"\0" + self.contacts(target, want, peer, room - 1, request.flags)
             case Op.FIND_VALUE:
                 return self._value(request, peer, room, now)
             case Op.FETCH_PART:
@@ -67,28 +69,41 @@ class Desk:
                 return bytes((Status.UNSUPPORTED,))
 
     def _write(self, request: Request, peer: Peer, address: Address, room: int, now: float) -> bytes:
-        topic, want = messages.target_of(request.data)
+        topic, _ = messages.target_of(request.data)
         match request.op:
             case Op.STORE:
-                return self._keep(topic, messages.record_of(request.data), want, peer, address, room, now)
+                return self._keep(request, topic, messages.record_of(request.data), peer, address, room, now)
             case Op.WATCH:
                 return self._engine.watchers.serve(topic, peer, address, now)
             case _:
                 return self._part(topic, request, peer, address, room, now)
 
-    def contacts(self, target: bytes, want: int, peer: Peer, room: int) -> bytes:
-        """Count u8 ‖ packed contacts: those known closest to a target, as many as fit the room."""
+    def contacts(self, target: bytes, want: int, peer: Peer, room: int, flags: int = 0) -> bytes:
+        """Count u8 ‖ packed contacts: those closest to a target that the asker can use, as many as fit the room."""
         want = max(0, min(want, (room - 1) // 39))
         if not want:
             return b"\0"
         engine = self._engine
-        skip = engine.is_late if engine.rpc.late else None
+        skip: Callable[[Contact], bool] | None = engine.is_late if engine.rpc.late else None
+        if not engine.table.uniform or peer.contact.version != 4:
+            skip = self._useless(peer.contact, flags)
         found = engine.table.closest(int.from_bytes(target, "big"), want + 1, skip)
         asker = peer.contact.id
         found = [c for c in found if c.id != asker][:want]
         while found and sum(len(c.packed) for c in found) > room - 1:
             found.pop()
         return messages.contacts_body(found)
+
+    def _useless(self, asker: Contact, flags: int) -> Callable[[Contact], bool]:
+        """Says of a contact whether it is of no use to an asker, or not to be handed out."""
+        v4, v6 = flags & messages.SPEAKS_V4, flags & messages.SPEAKS_V6
+        versions = {4 if v4 else 0, 6 if v6 else 0} if v4 or v6 else {asker.version}
+        channels, is_late = flags & messages.SPEAKS_CHANNEL, self._engine.is_late
+
+        def useless(contact: Contact) -> bool:
+            return contact.version not in versions or (contact.via is Via.CHANNEL and not channels) or is_late(contact)
+
+        return useless
 
     def _value(self, request: Request, peer: Peer, room: int, now: float) -> bytes:
         topic, want = messages.target_of(request.data)
@@ -98,17 +113,17 @@ class Desk:
             return (
                 b"\0"
                 + messages.value_body(0, bytes(8), more=False, records=[], large=[])
-                + self.contacts(topic, want, peer, room - 14)
+                + self.contacts(topic, want, peer, room - 14, request.flags)
             )
         digest = self._engine.storage.digest(topic)
         if known == digest and known != messages.FIRST:
             self._engine.upkeep.checked(topic, now)
             head = messages.value_body(total, digest, more=False, records=[], large=[])
-            return bytes((Status.UNCHANGED,)) + head + self.contacts(topic, want, peer, room - 14)
+            return bytes((Status.UNCHANGED,)) + head + self.contacts(topic, want, peer, room - 14, request.flags)
         records, large, more = self._engine.storage.page(topic, after, room - 15, self._engine.unix(now), INLINE_STORE)
         head = messages.value_body(total, digest, more=more, records=records, large=large)
         beside = messages.want_beside_records(request.data)
-        return b"\0" + head + self.contacts(topic, beside, peer, room - 1 - len(head))
+        return b"\0" + head + self.contacts(topic, beside, peer, room - 1 - len(head), request.flags)
 
     def _part(self, topic: bytes, request: Request, peer: Peer, address: Address, room: int, now: float) -> bytes:
         """Collect a record that is larger than a datagram. Parts come in order; one upload per peer."""
@@ -128,15 +143,18 @@ class Desk:
         if len(buffer) < size:
             return b"\0\0"
         del self._uploads[key]
-        return self._keep(topic, bytes(buffer), 0, peer, address, room, now)
+        return self._keep(request, topic, bytes(buffer), peer, address, room, now)
 
-    def _keep(self, topic: bytes, raw: bytes, want: int, peer: Peer, address: Address, room: int, now: float) -> bytes:
+    def _keep(
+        self, request: Request, topic: bytes, raw: bytes, peer: Peer, address: Address, room: int, now: float
+    ) -> bytes:
+        want = messages.target_of(request.data)[1]
         try:
             record = self._engine.registry.check(raw, topic, self._engine.unix(now))
         except InvalidRecord:
-            return bytes((Status.INVALID,)) + self.contacts(topic, want, peer, room - 1)
+            return bytes((Status.INVALID,)) + self.contacts(topic, want, peer, room - 1, request.flags)
         put = self._engine.keep(topic, record, group_of(address[0]), now)
-        contacts = self.contacts(topic, want, peer, room - 1)
+        contacts = self.contacts(topic, want, peer, room - 1, request.flags)
         match put.outcome:
             case Outcome.STORED | Outcome.SAME:
                 return b"\0" + contacts

@@ -15,13 +15,12 @@ from typing import Final
 from kademlia.node import Node
 
 from dht import messages
-from dht.contact import ID_BITS, Address, Contact, Scope, intern_contact, node_id
+from dht.contact import ID_BITS, Address, Contact, Scope, Via, contact_at, node_id
 from dht.desk import Desk
 from dht.errors import BadContact, BadPacket
 from dht.lookup import Lookup
 from dht.messages import Op, Reply
 from dht.records import Record, Registry
-from dht.routing import Table
 from dht.rpc import Asker, Call, Limits, Peer, Rng, Rpc
 from dht.search import FindNodes, Found, GetValue, PutResult, PutValue, Search
 from dht.storage import Outcome, Put, Storage
@@ -81,11 +80,15 @@ class Engine:
         self.rng = rng
         self.offset = 0.0
         self.own_id = node_id(rpc.key.public)
-        self.table = Table(
+        self.table = Tables(
             Node(self.own_id), bucket_size=config.bucket_size, digit_bits=config.digit_bits, exempt=self.exempt
         )
         self.observed: deque[tuple[str, int]] = deque(maxlen=8)
         """Addresses that other nodes say we have."""
+        self.elsewhere: dict[int, tuple[str, int]] = {}
+        """Our own address by each version of IP (4, 6), as far as we know it: told to those who see us at the other."""
+        self.versions: frozenset[int] = frozenset((4,))
+        """The versions of IP that we can send to."""
         self._searches: dict[Search, float] = {}
         self._pinging: set[bytes] = set()
         self._reaches: deque[tuple[float, int]] = deque(maxlen=SAMPLES)
@@ -163,13 +166,20 @@ class Engine:
         self.start(GetValue(self, topic, lookup, done, quorum=quorum, local=local), now)
 
     def put(
-        self, topic: bytes, record: Record, done: Callable[[PutResult], None], now: float, *, quorum: int | None = None
+        self,
+        topic: bytes,
+        record: Record,
+        done: Callable[[PutResult], None],
+        now: float,
+        *,
+        quorum: int | None = None,
+        seeds: Iterable[Contact] = (),
     ) -> None:
-        """Store a checked record under a topic."""
+        """Store a checked record under a topic. `seeds`: nodes that were close to it when it was last put."""
         quorum = quorum or self.config.put_quorum
         mine = self.responsible(topic)
         kept = mine and self.keep(topic, record, b"", now).outcome in (Outcome.STORED, Outcome.SAME)
-        lookup = self._lookup(topic, self.config.k - mine, places=self.config.k - mine)
+        lookup = self._lookup(topic, self.config.k - mine, seeds, places=self.config.k - mine)
         self.start(PutValue(self, topic, record, lookup, done, quorum=quorum - kept, kept=kept), now)
 
     def responsible(self, topic: bytes) -> bool:
@@ -230,7 +240,7 @@ class Engine:
 
     def ask(self, contact: Contact, op: int, body: bytes, asker: Asker, now: float, tag: int = 0) -> Call | None:
         """Put a question; None when the contact is not usable."""
-        if contact.scope is not Scope.GLOBAL and not self.config.local_addresses:
+        if contact.scope is not Scope.GLOBAL and contact.via is not Via.BACK and not self.config.local_addresses:
             return None
         try:
             return self.rpc.call(contact, op, body, asker, now, tag)
@@ -239,7 +249,7 @@ class Engine:
 
     def peer_of(self, contact: Contact) -> Peer | None:
         """What is known of a node."""
-        return self.rpc.peers.get(contact.key)
+        return self.rpc.peers.get(contact.path)
 
     def check(self, raw: bytes, topic: bytes, now: float) -> Record:
         """Judge a record. Raises InvalidRecord."""
@@ -247,7 +257,7 @@ class Engine:
 
     def heard(self, contact: Contact, now: float) -> None:
         """A node answered us at its address: it belongs in the table."""
-        peer = self.rpc.peers.get(contact.key)
+        peer = self.rpc.peers.get(contact.path)
         if peer is not None:
             if now - peer.tabled_at < TABLE_S and peer.contact is contact:
                 return
@@ -258,13 +268,16 @@ class Engine:
             self._reach = self._edge = None
             if self.neighbour(contact):
                 self.upkeep.neighbour(contact, now)
+            if len(self.versions) > 1:
+                # It may be had by the other version of IP too; its answer says where.
+                self.ping(contact, now)
 
     def lost(self, contact: Contact, now: float) -> None:
         """A node did not answer three times."""
         if self.table.get(contact) is not None and self.neighbour(contact):
             self.upkeep.neighbour(contact, now)
         self.table.remove_contact(contact)
-        if (peer := self.rpc.peers.get(contact.key)) is not None:
+        if (peer := self.rpc.peers.get(contact.path)) is not None:
             peer.tabled_at = -1e9
         self._reach = self._edge = None
 
@@ -341,7 +354,7 @@ class Engine:
 
     def is_late(self, contact: Contact) -> bool:
         """Whether a node owes an answer."""
-        return contact.key in self.rpc.late
+        return contact.path in self.rpc.late
 
     def exempt(self, contact: Contact) -> bool:
         """Whether address limits do not apply to a contact."""
@@ -352,18 +365,20 @@ class Engine:
     def welcome(self, peer: Peer, address: Address, *, proved: bool, now: float) -> None:
         """A node asked us something. It enters the table once it has proved to receive at its address."""
         contact = peer.contact
+        if contact.via is Via.BACK:
+            return
         if contact.address != address:
-            contact = intern_contact(Contact(contact.key, address[0], address[1]))
+            contact = contact_at(contact.key, address)
         if proved:
             known = self.table.get(contact)
             if known is not contact:
-                if contact.key in self.rpc.peers:
+                if contact.path in self.rpc.peers:
                     # It moved, and proved it.
-                    self.rpc.peers[contact.key].contact = contact
+                    self.rpc.peers[contact.path].contact = contact
                 self.heard(contact, now)
         elif (
             len(self._pinging) < MAX_PINGS
-            and contact.key not in self._pinging
+            and contact.path not in self._pinging
             and self.neighbour(contact)
             and self.table.wants(contact)
         ):
@@ -380,19 +395,28 @@ class Engine:
 
     def ping(self, contact: Contact, now: float) -> None:
         """Ask a node whether it is there, unless it is being asked already."""
-        if contact.key not in self._pinging:
-            self._pinging.add(contact.key)
+        if contact.path not in self._pinging:
+            self._pinging.add(contact.path)
             if self.ask(contact, Op.PING, b"", _Ping(self), now) is None:
-                self._pinging.discard(contact.key)
+                self._pinging.discard(contact.path)
 
     def pinged(self, contact: Contact, address: tuple[str, int] | None, now: float) -> None:
         """A ping ended; `address` is where that node sees us, None when it did not answer."""
-        self._pinging.discard(contact.key)
+        self._pinging.discard(contact.path)
         if address is not None:
             self.observed.append(address)
             self.heard(contact, now)
         else:
             self.lost(contact, now)
+
+    def also_at(self, contact: Contact, address: tuple[str, int], now: float) -> None:
+        """A node says that it has another address: it counts once it has answered from there."""
+        try:
+            other = contact_at(contact.key, address)
+        except BadContact:
+            return
+        if other.version != contact.version and other.version in self.versions and self.table.wants(other):
+            self.ping(other, now)
 
     def keep(self, topic: bytes, record: Record, group: bytes, now: float) -> Put:
         """Keep a checked record here."""
@@ -448,11 +472,16 @@ class _Ping:
 
     def answered(self, call: Call, reply: Reply, now: float) -> None:
         """It is."""
+        address: tuple[str, int] | None = None
+        other: tuple[str, int] | None = None
         try:
-            address: tuple[str, int] | None = messages.observed_of(reply.data)
+            address = messages.observed_of(reply.data)
+            other = messages.elsewhere_of(reply.data)
         except BadPacket:
-            address = None
+            pass  # what could be read counts
         self._engine.pinged(call.peer.contact, address, now)
+        if other is not None:
+            self._engine.also_at(call.peer.contact, other, now)
 
     def late(self, call: Call, now: float) -> None:
         """Wait."""

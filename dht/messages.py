@@ -15,16 +15,23 @@ from enum import IntEnum
 from hashlib import blake2b
 from typing import Final, NamedTuple
 
-from dht.contact import Contact, unpack_address, unpack_contacts
+from dht.contact import Contact, pack_address, unpack_address, unpack_contacts
 from dht.errors import BadPacket
 
 MAX_CONTACTS: Final = 16
+ADDRESS_BYTES: Final = {4: 7, 6: 19}
+"""Of a packed address, by its first byte."""
 HEAD: Final = 10
 NO_TOKEN: Final = bytes(8)
 FIRST: Final = bytes(8)
 """The cursor that means: from the beginning."""
 CLIENT: Final = 1
 """Flag of a request: the sender can't be reached unasked; never put it in a routing table."""
+SPEAKS_V4: Final = 2
+SPEAKS_V6: Final = 4
+"""Flags of a request: the sender can use contacts of these versions of IP. Neither: of the one that it asks from."""
+SPEAKS_CHANNEL: Final = 8
+"""Flag of a request: the sender can use contacts that only channels lead to."""
 
 
 class Op(IntEnum):
@@ -205,9 +212,20 @@ def value_of(data: bytes) -> ValueReply:
     )
 
 
+def ping_body(seen: tuple[str, int], elsewhere: tuple[str, int] | None) -> bytes:
+    """The answer to a ping: where the asker was seen and, if there is one, the answerer's address of the other IP."""
+    return pack_address(*seen) + (b"" if elsewhere is None else pack_address(*elsewhere))
+
+
 def observed_of(data: bytes) -> tuple[str, int]:
     """The address that the answering node saw us at, from its reply to a ping. Raises BadPacket."""
     return unpack_address(data[HEAD:])
+
+
+def elsewhere_of(data: bytes) -> tuple[str, int] | None:
+    """Where else the answering node says that it is, from its reply to a ping; None: nowhere. Raises BadPacket."""
+    at = HEAD + ADDRESS_BYTES.get(data[HEAD], 0)
+    return unpack_address(data[at:]) if len(data) > at else None
 
 
 PART_BYTES: Final = 1_024

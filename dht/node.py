@@ -1,4 +1,4 @@
-"""The DHT node of a daemon: the engine over UDP, with an asyncio face.
+"""The DHT node of a daemon: the engine over UDP and over streams of channels, with an asyncio face.
 
 node = DhtNode(config, node_key, Network.REGTEST, (RecordKind(...),), clock=clock, rng=SystemRandom())
 await node.start()
@@ -6,6 +6,9 @@ await node.bootstrap([Seed.parse("127.0.0.1:9735")])
 result = await node.put(topic, envelope)
 records = await node.get(topic)
 await node.close()
+
+Where no datagrams pass, packets go by streams of encrypted channels (`attach`). With `Carry.BOTH` the node finds out by
+itself: UDP is tried first whenever it enters the network, and again now and then while it does without.
 """
 
 from __future__ import annotations
@@ -15,14 +18,18 @@ import logging
 import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from typing import Final, Protocol, TypeVar
 
-from dht import messages
+from dht import messages, packet
 from dht.contact import (
     PUZZLE_BITS,
     Address,
+    ByChannel,
     Contact,
     Scope,
+    Via,
+    contact_at,
     intern_contact,
     node_id,
     parse_seed,
@@ -46,6 +53,12 @@ from protocol.wire import Envelope
 HOUSEKEEPING_S: Final = 1.0
 KEPT_PEERS: Final = 200
 """Nodes kept on disk for the next start."""
+
+UDP_AGAIN_S: Final = 300.0
+"""How often a node that does without UDP looks whether it works by now."""
+UDP_ASKED: Final = 3
+
+HELLO: Final = bytes((packet.HELLO,))
 
 T = TypeVar("T")
 
@@ -77,12 +90,23 @@ class Seed:
         return cls(host, port, key)
 
 
+class Carry(Enum):
+    """What carries packets."""
+
+    UDP = "udp"
+    CHANNEL = "channel"
+    BOTH = "both"
+    """UDP where it works, else channels."""
+
+
 @dataclass(frozen=True, slots=True)
 class DhtConfig:
     """How a node takes part."""
 
     host: str = "0.0.0.0"  # noqa: S104  (a node of a public network)
+    """As `udp.listening_hosts` reads it."""
     port: int = 0
+    carry: Carry = Carry.BOTH
     puzzle_bits: int | None = None
     """None: what the network asks for."""
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -146,6 +170,10 @@ class DhtNode:
         self.network = network
         self._clock = clock
         self._transport: Transport | None = None
+        self._streams: Transport | None = None
+        self._by_channel = config.carry is Carry.CHANNEL
+        self._asked_udp = 0.0
+        self._on_hello: Callable[[str, bool], None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._housekeeper: asyncio.TimerHandle | None = None
@@ -159,21 +187,67 @@ class DhtNode:
             puzzle_bits=bits,
             client=config.engine.client,
             exempt=self._exempt,
+            route=self._route,
         )
         self.storage = storage or Storage(secret=rng.randbytes(16))
         self.engine = Engine(config.engine, rpc, Registry(network, tuple(kinds)), self.storage, rng)
 
     # -- life --------------------------------------------------------------------------------------------------
 
-    async def start(self, transport: Callable[[Callable[[bytes, Address], None]], Transport] | None = None) -> None:
-        """Listen. Raises PortInUse. `transport`: makes another one than UDP from a receiver of datagrams."""
+    async def start(self) -> None:
+        """Listen. Raises PortInUse. A node without UDP opens no socket: it is heard once `attach` was called."""
         self._loop = asyncio.get_running_loop()
-        self._transport = (
-            transport(self._received) if transport else UdpTransport(self.config.host, self.config.port, self._received)
-        )
+        if self.config.carry is not Carry.CHANNEL:
+            udp = UdpTransport(self.config.host, self.config.port, self._received)
+            self._transport = udp
+            self.speak(udp.versions)
         self.engine.offset = self._clock.unix() - self.now()
         self._load()
         self._housekeep()
+
+    def attach(self, streams: Transport, versions: Iterable[int] = (4,)) -> None:
+        """Use streams of channels too: `streams` is sent packets for `ByChannel` addresses. Not with `Carry.UDP`.
+
+        `versions`: the versions of IP that it dials; they count where there is no UDP.
+        """
+        self._streams = streams
+        if self._transport is None:
+            self.speak(frozenset(versions))
+        self.engine.rpc.flags |= messages.SPEAKS_CHANNEL
+
+    def receive(self, packet: bytes, address: ByChannel) -> None:
+        """Take a packet that came on a stream of the channel with `address.key`."""
+        self._received(packet, address)
+
+    def verified(self, address: ByChannel) -> None:
+        """A node that speaks by channels only does listen there: get to know it, if there is room."""
+        contact = contact_at(address.key, address)
+        if self.engine.table.wants(contact):
+            self.engine.ping(contact, self.now())
+            self._arm()
+
+    def unreachable(self, key: bytes) -> None:
+        """No channel can be made to this node."""
+        self.engine.rpc.unreachable(key, self.now())
+        self._arm()
+
+    def speak(self, versions: frozenset[int]) -> None:
+        """Use these versions of IP: what this machine has a way for; those that it has no socket for are left out."""
+        if isinstance(self._transport, UdpTransport) and not self._by_channel:
+            versions &= self._transport.versions
+        if not versions:
+            return
+        self.engine.versions = versions
+        rpc = self.engine.rpc
+        rpc.flags &= ~(messages.SPEAKS_V4 | messages.SPEAKS_V6)
+        if versions != frozenset((4,)):
+            speaks = {4: messages.SPEAKS_V4, 6: messages.SPEAKS_V6}
+            rpc.flags |= sum(speaks[version] for version in versions)
+
+    @property
+    def by_channel(self) -> bool:
+        """Whether questions go by channels now, because no datagrams pass."""
+        return self._by_channel
 
     def _load(self) -> None:
         """Bring back what the disk holds."""
@@ -194,16 +268,19 @@ class DhtNode:
             if timer is not None:
                 timer.cancel()
         self._timer = self._housekeeper = None
-        if self._transport is not None:
-            self._transport.close()
-            self._transport = None
+        for transport in (self._transport, self._streams):
+            if transport is not None:
+                transport.close()
+        self._transport = self._streams = None
         self.save_peers()
         self.storage.close()
 
     def save_peers(self) -> None:
         """Keep the nodes that are known now for the next start; where none are, those kept before stay."""
         if self.storage.disk is not None and len(self.engine.table):
-            self.storage.disk.save_peers(self.engine.table.closest(0, KEPT_PEERS))
+            table = self.engine.table
+            kept = table.v4.closest(0, KEPT_PEERS), table.v6.closest(0, KEPT_PEERS)
+            self.storage.disk.save_peers([*kept[0], *kept[1]])
 
     @property
     def local(self) -> tuple[str, int]:
@@ -224,8 +301,22 @@ class DhtNode:
         """
         if self.storage.disk is not None:
             seeds = [*seeds, *self.storage.disk.load_peers()]
-        found = await asyncio.gather(*(self._contact_of(seed) for seed in seeds))
-        contacts = [c for c in found if c is not None and c.key != self.key.public]
+        seeds = list(seeds)
+        known = await self._enter(seeds)
+        if not known and self.config.carry is Carry.BOTH and self._streams is not None:
+            # Datagrams lead nowhere; where channels don't either, there is no network, and nothing is decided.
+            self._by_channel = not self._by_channel
+            known = await self._enter(seeds)
+            if known:
+                log.info("questions go %s from now on", "by channels" if self._by_channel else "by UDP")
+                self._asked_udp = self.now()
+            else:
+                self._by_channel = False
+        return known
+
+    async def _enter(self, seeds: Iterable[Seed | Contact]) -> int:
+        found = await asyncio.gather(*(self._contacts_of(seed) for seed in seeds))
+        contacts = [c for several in found for c in several if c.key != self.key.public]
         if not contacts and not len(self.engine.table):
             return 0
         joined: asyncio.Future[None] = self._running().create_future()
@@ -240,7 +331,9 @@ class DhtNode:
 
         It enters the routing table if there is room for it.
         """
-        met = await self._contact_of(Seed(seed.host, seed.port))
+        # Whoever answers there by UDP says who it is; a channel is made to a key that is known before.
+        found = await self._contacts_of(seed if self._by_channel else Seed(seed.host, seed.port))
+        met = found[0] if found else None
         if met is None or (seed.key is not None and met.key != seed.key):
             return None
         began = self._clock.monotonic()
@@ -310,13 +403,28 @@ class DhtNode:
         """Whether this node answers others and may be in their tables."""
         return not self.engine.config.client
 
-    def serve(self, serves: bool) -> None:  # noqa: FBT001  (a switch)
+    def listen_for_hellos(self, listener: Callable[[str, bool], None]) -> None:
+        """Tell `listener` of each hello by UDP: from which address, and whether we had written there lately."""
+        self._on_hello = listener
+
+    def wrote_to(self, host: str) -> bool:
+        """Whether a datagram of ours went to this address lately."""
+        return isinstance(self._transport, UdpTransport) and self._transport.wrote_to(host)
+
+    def heard_of(self) -> list[Contact]:
+        """Nodes that others named and that nothing was sent to yet, as far as they are remembered."""
+        return [contact for bucket in self.engine.table.buckets for contact in bucket.named.values()]
+
+    def serve(self, serves: bool, hidden: frozenset[int] = frozenset()) -> None:  # noqa: FBT001  (a switch)
         """Answer others from now on, or be a client: no node that can't be reached belongs into a routing table.
 
-        A new client is forgotten by the others once it stays silent; a new server becomes known by what it asks.
+        `hidden`: versions of IP by which we are not reached, and so a client all the same. A new client is forgotten by
+        the others once it stays silent; a new server becomes known by what it asks.
         """
+        self.engine.rpc.hidden = hidden
         self.engine.config = replace(self.engine.config, client=not serves)
-        self.engine.rpc.flags = 0 if serves else messages.CLIENT
+        rpc = self.engine.rpc
+        rpc.flags = rpc.flags & ~messages.CLIENT if serves else rpc.flags | messages.CLIENT
 
     async def find_nodes(self, target: bytes) -> list[Contact]:
         """The live nodes closest to a 20-byte id, closest first."""
@@ -376,25 +484,36 @@ class DhtNode:
         await serve_stream(stream, self.storage, self.unix)
 
     def _running(self) -> asyncio.AbstractEventLoop:
-        if self._loop is None or self._transport is None:
+        if self._loop is None or self._housekeeper is None:
             raise NoPeers("the DHT node is not running")
         return self._loop
+
+    def _route(self, contact: Contact) -> Address:
+        """Where packets for a contact go."""
+        if not contact.via and not self._by_channel:
+            return contact.address
+        if self._streams is None:
+            raise BadContact("only channels lead there, and there are none")
+        return contact.address if contact.via else ByChannel(contact.ip, contact.port, contact.key)
 
     def _exempt(self, address: Address) -> bool:
         return not self.config.engine.count_local and scope_of(address[0]) is not Scope.GLOBAL
 
     def _send(self, datagram: bytes, address: Address) -> None:
-        if self._transport is not None:
-            self._transport.send(datagram, address)
+        transport = self._streams if isinstance(address, ByChannel) else self._transport
+        if transport is not None:
+            transport.send(datagram, address)
 
     def _received(self, datagram: bytes, address: Address) -> None:
+        if datagram[:1] == HELLO and self._on_hello is not None and isinstance(self._transport, UdpTransport):
+            self._on_hello(address[0], self._transport.wrote_to(address[0]))
         self.engine.receive(datagram, address, self._clock.monotonic())
         self._arm()
 
     def _arm(self) -> None:
         """One timer for all: set again only when something is due earlier than it stands."""
         deadline = self.engine.deadline
-        if deadline is None or self._loop is None or self._transport is None:
+        if deadline is None or self._loop is None or self._housekeeper is None:
             return
         if self._timer is not None and self._timer_at <= deadline:
             return
@@ -413,24 +532,51 @@ class DhtNode:
         self.engine.offset = self._clock.unix() - now
         self.engine.step(now)
         self.storage.flush()
+        if self._loop is not None:
+            self._housekeeper = self._loop.call_later(HOUSEKEEPING_S, self._housekeep)
         self._arm()
-        self._housekeeper = self._running().call_later(HOUSEKEEPING_S, self._housekeep)
+        if self._by_channel and self._transport is not None and now - self._asked_udp >= UDP_AGAIN_S:
+            self._asked_udp = now
+            self._ask_by_udp(now)
 
-    async def _contact_of(self, seed: Seed | Contact) -> Contact | None:
+    def _ask_by_udp(self, now: float) -> None:
+        """See whether datagrams pass by now: any answer says so."""
+
+        def heard(key: bytes | None) -> None:
+            if key is not None and self._by_channel:
+                log.info("UDP works: questions go that way from now on")
+                self._by_channel = False
+
+        for contact in self.engine.table.closest(int.from_bytes(self.node_id, "big"), UDP_ASKED):
+            if contact.via is Via.UDP:
+                self.engine.rpc.hello(contact.address, heard, now)
+
+    async def _contacts_of(self, seed: Seed | Contact) -> list[Contact]:
+        """Who is there, by each version of IP that we speak."""
         if isinstance(seed, Contact):
-            return seed
-        loop = self._running()
-        host = seed.host
-        try:
-            if scope_of(host) is Scope.UNUSABLE:
-                found = await loop.getaddrinfo(host, seed.port, type=socket.SOCK_DGRAM)
-                host = str(found[0][4][0])
-        except (OSError, IndexError):
-            log.warning("the seed %s does not resolve", seed.host)
-            return None
+            return [seed]
+        versions = self.engine.versions
+        hosts = [seed.host]
+        if scope_of(seed.host) is Scope.UNUSABLE:
+            try:
+                found = await self._running().getaddrinfo(seed.host, seed.port, type=socket.SOCK_DGRAM)
+            except OSError:
+                found = []
+            hosts = [str(sockaddr[0]) for *_, sockaddr in found]
+        by_version = {6 if ":" in host else 4: host for host in reversed(hosts)}
+        usable = [by_version[version] for version in sorted(versions) if version in by_version]
+        if not usable:
+            log.warning("the seed %s does not resolve to an address that this node can use", seed.host)
+        contacts = await asyncio.gather(*(self._contact_of(host, seed) for host in usable))
+        return [contact for contact in contacts if contact is not None]
+
+    async def _contact_of(self, host: str, seed: Seed) -> Contact | None:
         key = seed.key
         if key is None:
-            future: asyncio.Future[bytes | None] = loop.create_future()
+            if self._by_channel:
+                log.info("the seed %s is of no use where no datagrams pass: its node key is not known", seed.host)
+                return None
+            future: asyncio.Future[bytes | None] = self._running().create_future()
             self.engine.rpc.hello((host, seed.port), _resolver(future), self.now())
             self._arm()
             key = await future
@@ -450,4 +596,4 @@ def _resolver(future: asyncio.Future[T]) -> Callable[[T], None]:
     return resolve
 
 
-__all__ = ["Clock", "DhtConfig", "DhtNode", "Seed", "Stats", "mine_node_key", "node_id"]
+__all__ = ["Carry", "Clock", "DhtConfig", "DhtNode", "Seed", "Stats", "mine_node_key", "node_id"]

@@ -47,7 +47,7 @@ def _quietest(engine: Engine) -> Contact | None:
         contact = next(iter(bucket.nodes.values()), None)
         if contact is None:
             continue
-        peer = peers.get(contact.key)
+        peer = peers.get(contact.path)
         heard = peer.heard_at if peer is not None else -1e9
         if heard < when:
             best, when = contact, heard
@@ -73,7 +73,7 @@ def _place(engine: Engine, contact: Contact) -> bytes | None:
     """The id that the node is asked for; None when it can tell us nothing new."""
     if engine.neighbour(contact):
         return engine.own_id
-    bucket = engine.table.buckets[engine.table.get_bucket_for(contact)]
+    bucket = engine.table.bucket_of(contact)
     return _spot(engine, bucket.low, bucket.bits) if len(bucket.nodes) < engine.table.ksize else None
 
 

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Final, NamedTuple, Protocol
 
 from dht import messages, packet
-from dht.contact import Address, Contact, intern_contact, pack_address, puzzle_zero_bits
+from dht.contact import Address, ByChannel, Contact, Via, contact_at, pack_address, path_of, puzzle_zero_bits
 from dht.errors import BadContact, BadPacket
 from dht.limits import Buckets
 from dht.messages import NO_TOKEN, Op, Reply, Request
@@ -35,6 +36,8 @@ TOKEN_LIFE_S: Final = packet.Tokens.PERIOD_S - 20
 RTO_MIN: Final = 0.05
 RTO_MAX: Final = 2.0
 RTO_FIRST: Final = 0.4
+RTO_DIAL: Final = 1.5
+"""The same by a channel that may have to be made first."""
 STRANGER_COST: Final = 10.0
 MAX_STRANGERS: Final = 512
 POOL_BYTES: Final = 1_024
@@ -99,10 +102,25 @@ class Asker(Protocol):
 class Call:
     """A question that is out."""
 
-    __slots__ = ("asker", "body", "datagram", "deadline", "op", "peer", "rid", "rto", "sent_at", "tag", "tries")
+    __slots__ = (
+        "address",
+        "asker",
+        "body",
+        "datagram",
+        "deadline",
+        "op",
+        "peer",
+        "rid",
+        "rto",
+        "sent_at",
+        "tag",
+        "tries",
+    )
 
-    def __init__(self, peer: Peer, op: int, body: bytes, asker: Asker, tag: int) -> None:
+    def __init__(self, peer: Peer, address: Address, op: int, body: bytes, asker: Asker, tag: int) -> None:
         self.peer = peer
+        self.address = address
+        """Where the question goes, and the only place that an answer counts from."""
         self.op = op
         self.body = body
         self.asker = asker
@@ -143,12 +161,6 @@ class Limits(NamedTuple):
 
 
 Send = Callable[[bytes, Address], None]
-Pack = Callable[[Address], bytes]
-
-
-def pack_udp(address: Address) -> bytes:
-    """The stable bytes of a UDP address that tokens are made over."""
-    return pack_address(address[0], address[1])
 
 
 class Rpc:
@@ -165,22 +177,25 @@ class Rpc:
         puzzle_bits: int = 0,
         client: bool = False,
         exempt: Callable[[Address], bool] = lambda _: False,
-        pack: Pack = pack_udp,
+        route: Callable[[Contact], Address] = attrgetter("address"),
     ) -> None:
+        """`route`: where to send what is for a contact. Raises BadContact where nothing leads to it."""
         self.key = key
         self.network = network
         self.puzzle_bits = puzzle_bits
         self.flags = messages.CLIENT if client else 0
+        self.hidden: frozenset[int] = frozenset()
+        """Versions of IP by which nobody reaches us unasked."""
         self.server: Server | None = None
         self.peers: dict[bytes, Peer] = {}
-        """By node key: those that answered us, or that we are about to ask."""
+        """By path: those that answered us, or that we are about to ask."""
         self.totals = Totals()
         self._send = send
         self._rng = rng
         self._pool = b""
         self._pool_at = 0
         self._exempt = exempt
-        self._pack = pack
+        self._route = route
         self._strangers: dict[bytes, Peer] = {}
         self._calls: dict[bytes, Call] = {}
         self._timers: list[tuple[float, int, Call]] = []
@@ -192,24 +207,24 @@ class Rpc:
         self.rtt = 0.0
         self.rtt_dev = 0.0
         self.late: set[bytes] = set()
-        """Keys of peers that owe an answer."""
+        """Paths of peers that owe an answer."""
 
     # -- asking ------------------------------------------------------------------------------------------------
 
     def peer(self, contact: Contact) -> Peer:
         """The peer of a contact; one known at another address keeps its estimates and loses its token."""
-        peer = self.peers.get(contact.key)
+        peer = self.peers.get(contact.path)
         if peer is None:
-            peer = self._strangers.pop(contact.key, None) or Peer(contact)
+            peer = self._strangers.pop(contact.path, None) or Peer(contact)
             if len(self.peers) >= MAX_PEERS:
                 self._forget_one()
-            self.peers[contact.key] = peer
+            self.peers[contact.path] = peer
         return peer
 
     def _forget_one(self) -> None:
         oldest = min(self.peers.values(), key=lambda p: p.heard_at)
-        del self.peers[oldest.contact.key]
-        self.late.discard(oldest.contact.key)
+        del self.peers[oldest.contact.path]
+        self.late.discard(oldest.contact.path)
 
     def call(self, contact: Contact, op: int, body: bytes, asker: Asker, now: float, tag: int = 0) -> Call:
         """Put a question to a node. Raises BadContact or BadPacket when its key is not usable."""
@@ -222,22 +237,23 @@ class Rpc:
             peer.token_at = -1e9
         if peer.send_key is None:
             self._agree(peer)
-        call = Call(peer, op, body, asker, tag)
+        call = Call(peer, self._route(peer.contact), op, body, asker, tag)
         call.rid = self._random(packet.RID_BYTES)
         token = peer.token if now - peer.token_at < TOKEN_LIFE_S else NO_TOKEN
-        plaintext = messages.request(op, self.flags, token, body)
-        if token is NO_TOKEN:
+        flags = self.flags | messages.CLIENT if contact.version in self.hidden else self.flags
+        plaintext = messages.request(op, flags, token, body)
+        if token is NO_TOKEN and not isinstance(call.address, ByChannel):
             plaintext = plaintext.ljust(FIRST_PADDING - packet.REQUEST_HEAD - packet.BOX_BYTES, b"\0")
         assert peer.send_key is not None  # noqa: S101  (set by _agree)
         call.datagram = packet.seal_request(peer.send_key, self.key.public, call.rid, plaintext)
-        call.rto = self._timeout(peer)
+        call.rto = self._timeout(peer, call.address)
         call.sent_at = now
         call.deadline = now + call.rto
         self._calls[call.rid] = call
         self._count += 1
         heapq.heappush(self._timers, (call.deadline, self._count, call))
         self.totals.sent += 1
-        self._send(call.datagram, peer.contact.address)
+        self._send(call.datagram, call.address)
         return call
 
     def hello(self, address: Address, done: Callable[[bytes | None], None], now: float) -> None:
@@ -268,9 +284,11 @@ class Rpc:
             self.key.x25519_secret, self.key.public, contact.key, contact.curve, self.network
         )
 
-    def _timeout(self, peer: Peer) -> float:
+    def _timeout(self, peer: Peer, address: Address) -> float:
         if peer.rtt:
             rto = peer.rtt + max(4 * peer.rtt_dev, 0.01)
+        elif isinstance(address, ByChannel):
+            return RTO_DIAL
         elif self.rtt:
             rto = 1.5 * self.rtt + max(4 * self.rtt_dev, 0.02)
         else:
@@ -302,7 +320,7 @@ class Rpc:
         peer = call.peer
         if peer.heard_at < call.sent_at:
             peer.late = True
-            self.late.add(peer.contact.key)
+            self.late.add(peer.contact.path)
         if call.tries >= TRIES:
             del self._calls[call.rid]
             peer.failures += 1
@@ -316,7 +334,7 @@ class Rpc:
         self._count += 1
         heapq.heappush(self._timers, (call.deadline, self._count, call))
         self.totals.retries += 1
-        self._send(call.datagram, peer.contact.address)
+        self._send(call.datagram, call.address)
         if first:
             call.asker.late(call, now)
 
@@ -355,7 +373,7 @@ class Rpc:
 
     def _receive_reply(self, datagram: bytes, address: Address, now: float) -> None:
         call = self._calls.get(datagram[1:13])
-        if call is None or address != call.peer.contact.address:
+        if call is None or (address != call.address and not _same_channel(address, call.address)):
             return  # too late, or not from the node asked: neither costs more than this
         peer = call.peer
         reply = messages.parse_reply(packet.open_reply(peer.receive_key, datagram), call.op)
@@ -366,7 +384,7 @@ class Rpc:
         peer.failures = 0
         if peer.late:
             peer.late = False
-            self.late.discard(peer.contact.key)
+            self.late.discard(peer.contact.path)
         if call.tries == 1:
             # Karn: an answer to a question sent twice says nothing of the round trip.
             self._measure(peer, now - call.sent_at)
@@ -388,25 +406,32 @@ class Rpc:
         if self.server is None or len(datagram) > packet.MTU:
             return
         sender = datagram[1:33]
-        peer = self.peers.get(sender) or self._strangers.get(sender)
+        by_channel = isinstance(address, ByChannel)
+        if by_channel and address.key != sender:
+            raise BadPacket("a request in the name of another node than the channel's")
+        path = sender if not by_channel and ":" not in address[0] else _path(sender, address)
+        peer = self.peers.get(path) or self._strangers.get(path)
         fresh = peer is None or peer.send_key is None
         if not self._allow(address, STRANGER_COST if fresh else 1.0, now):
             return
         if peer is None:
             if len(datagram) < packet.REQUEST_HEAD + packet.BOX_BYTES or puzzle_zero_bits(sender) < self.puzzle_bits:
                 raise BadPacket("a request by no node")
-            peer = Peer(intern_contact(Contact(sender, address[0], address[1])))
+            peer = Peer(contact_at(sender, address))
         if peer.send_key is None:
             self._agree(peer)
         request = messages.parse_request(packet.open_request(peer.receive_key, datagram))
-        if fresh and sender not in self.peers:
+        if fresh and path not in self.peers:
             if len(self._strangers) >= MAX_STRANGERS:
                 del self._strangers[next(iter(self._strangers))]
-            self._strangers[sender] = peer
-        packed = self._pack(address)
+            self._strangers[path] = peer
+        packed = pack_address(address[0], address[1])
         token = self._tokens.issue(sender, packed, now)
-        proved = request.token == token or (
-            request.token != NO_TOKEN and self._tokens.valid(request.token, sender, packed, now)
+        # Who speaks over a connection receives there; and what is answered goes nowhere else.
+        proved = (
+            by_channel
+            or request.token == token
+            or (request.token != NO_TOKEN and self._tokens.valid(request.token, sender, packed, now))
         )
         room = packet.REPLY_ROOM
         if not proved:
@@ -422,13 +447,32 @@ class Rpc:
             address,
         )
 
+    def unreachable(self, key: bytes, now: float) -> None:
+        """No channel can be made to this node: what was asked there has failed."""
+        for call in [c for c in self._calls.values() if isinstance(c.address, ByChannel) and c.address.key == key]:
+            call.tries = TRIES
+            if call.rid in self._calls:
+                self._overdue(call, now)
+
     @property
     def outstanding(self) -> int:
         """Questions that are out."""
         return len(self._calls)
 
 
+def _same_channel(one: Address, other: Address) -> bool:
+    """Whether both are channels to one node: which proved its key on each, whoever of the two opened the stream."""
+    return isinstance(one, ByChannel) and isinstance(other, ByChannel) and one.key == other.key
+
+
+def _path(sender: bytes, address: Address) -> bytes:
+    via = Via.UDP
+    if isinstance(address, ByChannel):
+        via = Via.BACK if address.back else Via.CHANNEL
+    return path_of(sender, 6 if ":" in address[0] else 4, via)
+
+
 UNSUPPORTED: Final = bytes((messages.Status.UNSUPPORTED,))
 """The answer to an op that this version does not know."""
 
-__all__ = ["UNSUPPORTED", "Asker", "Call", "Limits", "Op", "Peer", "Rng", "Rpc", "Server", "Totals", "pack_udp"]
+__all__ = ["UNSUPPORTED", "Asker", "Call", "Limits", "Op", "Peer", "Rng", "Rpc", "Server", "Totals"]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from dht import messages
-from dht.contact import Address, Contact, group_of, intern_contact
+from dht.contact import Address, Contact, contact_at, group_of
 from dht.errors import InvalidRecord
 from dht.messages import Op, Reply, Request, Status
 from dht.records import Record
@@ -60,7 +60,7 @@ class Watchers:
         elif known[0].group != group_of(address[0]):
             self._leave(known[0])
             self._groups[group_of(address[0])] = self._groups.get(group_of(address[0]), 0) + 1
-        contact = intern_contact(Contact(peer.contact.key, address[0], address[1]))
+        contact = contact_at(peer.contact.key, address)
         watchers[contact.key] = (contact, now + TTL_S)
         return b"\0" + state
 

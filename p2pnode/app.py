@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Self
@@ -42,7 +42,9 @@ from p2pnode.keystore import Keys
 from p2pnode.notices import Notices
 from p2pnode.offerbook import OfferBook
 from p2pnode.ownoffers import OwnOffers
+from p2pnode.ports import host_port
 from p2pnode.publisher import OwnContact, Publisher
+from p2pnode.reach.packets import PACKET_SERVICE, Packets
 from p2pnode.reach.portmap import PortMapper
 from p2pnode.reach.probe import Helper
 from p2pnode.reach.reachability import Reachability, own_ipv4
@@ -117,9 +119,9 @@ class App:
         files = AttachmentStore(database, self.keyring.node.seed)
 
         channels = self._channels(files if coins is not None else None)
-        host, port, dht = await listen(config, self.keyring.node, channels)
+        listening, dht = await listen(config, self.keyring.node, channels)
         self._parts.push_async_callback(dht.close)
-        reach = self._reachability(channels, dht, Address(host, port))
+        reach = self._reachability(channels, dht, listening)
         contacts = Contacts(database, network, partial(_lookup_contact, dht, network))
         own_contact = OwnContact(
             database, self.keyring.persona, network, clock, self.keyring.node.public, reach.addresses, reach.relays
@@ -196,7 +198,7 @@ class App:
         publisher.start()
         reach.subscribe(publisher.kick)
         reach.start()
-        local = self._discovery(host, port) if config.node.mdns else None
+        local = self._discovery(listening[0].port) if config.node.mdns else None
         entry = Entry(dht, [Seed.parse(text) for text in config.node.seeds], on_entry, local=local)
         self._parts.push_async_callback(entry.close)
         entry.start()
@@ -205,7 +207,7 @@ class App:
             node=self.keyring.node.public,
             persona=None if coins is None else self.keyring.persona.public,
             roles=config.roles,
-            listen=(f"{host}:{port}",),
+            listen=tuple(host_port(address.host, address.port) for address in listening),
             data_dir=config.data_dir,
             started=clock.now(),
         )
@@ -261,6 +263,8 @@ class App:
             RELAY_SERVICE: PipeService(self._relayed),
             BOOK_SERVICE: PipeService(self._synced),
         }
+        if self.config.node.dht_transport != "udp":
+            services[PACKET_SERVICE] = PipeService(self._packed)
         if files is not None:
             services[DELIVER_SERVICE] = Service(self._deliver, request_bytes=MAX_ENVELOPE, reply_bytes=0)
             attached = AttachmentService(files, self.keyring.owns, self.config.network)
@@ -278,13 +282,13 @@ class App:
         self._parts.push_async_callback(channels.close)
         return channels
 
-    def _reachability(self, channels: Channels, dht: DhtNode, listening: Address) -> Reachability:
+    def _reachability(self, channels: Channels, dht: DhtNode, listening: Sequence[Address]) -> Reachability:
         config, network = self.config, self.config.network
         relay = Relay(channels, choices.relay_limits(config))
         self._parts.callback(relay.close)
         mapper: PortMapper | None = None
         if choices.maps_port(config):
-            mapper = PortMapper(listening.port, own_ipv4)
+            mapper = PortMapper(listening[0].port, own_ipv4)
         reach = Reachability(
             dht, channels, relay, listening, choices.told(config), lambda: None if mapper is None else mapper.external
         )
@@ -293,20 +297,34 @@ class App:
             self._parts.push_async_callback(mapper.close)
             reach.subscribe_moves(mapper.kick)
             mapper.start(reach.kick)
-        helper = Helper(network, self.clock, choices.dialer(config))
+        helper = Helper(network, self.clock, choices.dialer(config), sources=choices.sources(config))
         self._door = RelayDoor(relay, helper, reach.registrar)
+        if config.node.dht_transport != "udp":
+            self._packets = Packets(
+                channels,
+                dht.receive,
+                dht.unreachable,
+                dht.verified,
+                listening=reach.listening_port,
+                check=helper.answers,
+            )
+            dht.attach(self._packets)
         return reach
 
-    def _discovery(self, host: str, port: int) -> Discovery:
+    def _discovery(self, port: int) -> Discovery:
         # Its library takes a tenth of a second to load: only who wants it waits for it.
         from p2pnode.discovery import Discovery  # noqa: PLC0415
 
-        return Discovery(self.keyring.node.public, self.config.network, self.config.node.mdns, host, port)
+        own = self.config.node
+        return Discovery(self.keyring.node.public, self.config.network, own.mdns, own.host, port)
 
     # --- what channels answer ---------------------------------------------------------------------------------------
 
     async def _synced(self, pipe: Pipe) -> None:
         await self._books.serve(pipe)
+
+    async def _packed(self, pipe: Pipe) -> None:
+        await self._packets.serve(pipe)
 
     async def _relayed(self, pipe: Pipe) -> None:
         await self._door.serve(pipe)

@@ -62,8 +62,9 @@ class KdfCost(Enum):
 class NodeConfig:
     """The node among its peers."""
 
-    host: str = "0.0.0.0"  # noqa: S104  (a node of a public network)
-    """Address on which peers reach it: UDP for the DHT, TCP for channels, same port."""
+    host: str = "*"
+    """Address on which peers reach it: UDP for the DHT, TCP for channels, same port. `*`: all of this machine's, IPv4
+    and IPv6; several are separated by commas."""
     port: Port = 0
     """0 takes any free one. In a file's absence: 7352 on mainnet, 17352 testnet, 27352 signet, 28352 regtest."""
     external: tuple[str, ...] = ()
@@ -78,6 +79,9 @@ class NodeConfig:
     """Ask the router for a port (UPnP, NAT-PMP). `auto`: unless `host` is a loopback address, and not on regtest."""
     dht_client: bool = False
     """Ask the DHT but do not serve it: for a node behind a firewall that no one can reach."""
+    dht_transport: Literal["both", "udp", "channel"] = "both"
+    """What carries the DHT's packets: UDP, streams of channels (where no datagram passes: behind a strict firewall, or
+    a proxy), or `both`: UDP where it works, else channels."""
     local_addresses: bool = False
     """Talk to loopback and private addresses of peers. Always on on regtest."""
     mdns: str = ""

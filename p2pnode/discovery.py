@@ -22,6 +22,7 @@ from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZerocon
 
 from dht.contact import Scope, scope_of
 from dht.node import Seed
+from dht.udp import listening_hosts
 from protocol.errors import UserError
 from protocol.identity import node_text, parse_node
 from protocol.types import Network
@@ -141,7 +142,10 @@ class Discovery:
 
 def _own_addresses(host: str) -> list[str]:
     """Where this machine is on its local networks: `host` itself, or all of its addresses where `host` names none."""
-    if scope_of(host) is not Scope.UNUSABLE:
-        return [host]
-    found = [ip.ip for adapter in ifaddr.get_adapters() for ip in adapter.ips if isinstance(ip.ip, str)]
+    named = [h for h in listening_hosts(host) if scope_of(h) is not Scope.UNUSABLE]
+    if named:
+        return named
+    ips = [ip.ip for adapter in ifaddr.get_adapters() for ip in adapter.ips]
+    # An IPv6 address comes with its zone, which is 0 unless it is link-local: those we can't be reached at by others.
+    found = [ip if isinstance(ip, str) else str(ip[0]) for ip in ips if isinstance(ip, str) or not ip[2]]
     return [a for a in found if scope_of(a) not in (Scope.LOOPBACK, Scope.UNUSABLE)]

@@ -1,4 +1,4 @@
-"""Why a listener could not be opened, in a line that names the setting to change."""
+"""How `host:port` is written, and why a listener could not be opened, in a line that names the setting to change."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ class AddressUnavailable(UserError):
     code = 3130
 
 
+def host_port(host: str, port: int) -> str:
+    """`host:port`, with an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def unavailable(error: OSError, host: str, port: int, setting: str) -> AddressUnavailable:
     """What to tell the user when `host:port` could not be bound; `setting` is the key that names the port."""
-    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    where = host_port(host, port)
     section = setting.partition(".")[0]
     match error.errno:
         case errno.EADDRINUSE:

@@ -9,6 +9,7 @@ All integers are big endian. An *endpoint* is `family (4 or 6) ‖ address (4 or
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum, IntFlag
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final, NamedTuple
@@ -65,6 +66,46 @@ def read_endpoint(data: bytes) -> Address:
         raise Malformed("an endpoint is neither IPv4 nor IPv6")
     host = IPv4Address(data[1:-2]) if size == _ADDRESS_BYTES[_V4] else IPv6Address(data[1:-2])
     return Address(str(host), int.from_bytes(data[-2:], "big"))
+
+
+class Registered(NamedTuple):
+    """The whole answer to a REGISTER."""
+
+    seen: Address
+    """Where the relay sees the client."""
+    own: tuple[Address, ...]
+    """Where the relay says that others reach it, at most MAX_OWN."""
+
+
+MAX_OWN: Final = 4
+
+
+def registered(seen: Address, own: Sequence[Address]) -> bytes:
+    """The answer to a REGISTER. Of `own`, names are left out."""
+    numeric = [address for address in own if ":" in address.host or address.host.replace(".", "").isdigit()][:MAX_OWN]
+    return pack_endpoint(seen) + bytes((len(numeric),)) + b"".join(map(pack_endpoint, numeric))
+
+
+def read_registered(data: bytes) -> Registered:
+    """The answer to a REGISTER, read. Raises Malformed."""
+    seen, at = _endpoint_at(data, 0)
+    count = data[at] if at < len(data) else MAX_OWN + 1
+    if count > MAX_OWN:
+        raise Malformed("the answer to a registration names too many addresses, or does not say how many")
+    own: list[Address] = []
+    at += 1
+    for _ in range(count):
+        address, at = _endpoint_at(data, at)
+        own.append(address)
+    if at != len(data):
+        raise Malformed("the answer to a registration goes on")
+    return Registered(seen, tuple(own))
+
+
+def _endpoint_at(data: bytes, at: int) -> tuple[Address, int]:
+    size = _ADDRESS_BYTES.get(data[at], 0) if at < len(data) else 0
+    end = at + 1 + size + 2
+    return read_endpoint(data[at:end]), end
 
 
 def connect(target: NodeKey) -> bytes:

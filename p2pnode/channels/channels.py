@@ -123,7 +123,14 @@ class Channels:
         self._origins: Counter[str] = Counter()
         self._inbound = 0
         self._listeners: list[Callable[[NodeKey], None]] = []
+        self._on_inbound: list[Callable[[Address], None]] = []
         self._closing = False
+
+    async def unlisten(self) -> None:
+        """Accept no more sessions; those that are stay."""
+        servers, self._servers = self._servers, []
+        for server in servers:
+            server.close()
 
     async def listen(self, host: str, port: int) -> tuple[str, int]:
         """Accept sessions over TCP; port 0 picks a free one. Returns the address in use. Raises CannotListen."""
@@ -138,6 +145,10 @@ class Channels:
     def subscribe(self, listener: Callable[[NodeKey], None]) -> None:
         """Call `listener` with the peer's node key whenever a peer makes a session with us."""
         self._listeners.append(listener)
+
+    def subscribe_inbound(self, listener: Callable[[Address], None]) -> None:
+        """Call `listener` with where a session came from that somebody opened to us straight, not through a relay."""
+        self._on_inbound.append(listener)
 
     def sessions(self) -> tuple[SessionView, ...]:
         """The sessions in use, oldest first."""
@@ -252,6 +263,9 @@ class Channels:
         if dial is not None and not dial.arrival.done():
             dial.arrival.set_result(self._by_peer[peer])
         if not connection.outgoing:
+            if connection.endpoint is not None:
+                for inbound in self._on_inbound:
+                    inbound(connection.endpoint)
             for listener in self._listeners:
                 listener(peer)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from functools import partial
 
 from dht.contact import Scope, scope_of
-from p2pnode.channels import Dialer, Limits, dial_public, dial_tcp
+from dht.udp import listening_hosts
+from p2pnode.channels import Dialer, Limits, Link, dial_public, dial_tcp
+from p2pnode.channels.links import ip_version
 from p2pnode.clock import Clock
 from p2pnode.config import Config
 from p2pnode.ownoffers import OwnOffers
@@ -28,10 +29,25 @@ def local(config: Config) -> bool:
     return config.node.local_addresses or config.network is Network.REGTEST
 
 
+def sources(config: Config) -> dict[int, str]:
+    """The address to speak from, by version of IP (4, 6), where the node listens on a certain one."""
+    hosts = listening_hosts(config.node.host)
+    return {ip_version(host): host for host in reversed(hosts) if scope_of(host) >= Scope.PRIVATE}
+
+
 def dialer(config: Config) -> Dialer:
     """How this node dials: from the address that it listens on, if that is a certain one, as others see it then."""
-    source = config.node.host if scope_of(config.node.host) >= Scope.PRIVATE else None
-    return partial(dial_tcp if local(config) else dial_public, source=source)
+    dial, own = (dial_tcp if local(config) else dial_public), sources(config)
+
+    async def from_ours(address: Address) -> Link:
+        return await dial(address, source=own.get(ip_version(address.host)))
+
+    return from_ours
+
+
+def on_loopback(config: Config) -> bool:
+    """Whether the node listens on this machine's loopback addresses only."""
+    return all(scope_of(host) is Scope.LOOPBACK for host in listening_hosts(config.node.host))
 
 
 def relay_limits(config: Config) -> RelayLimits:
@@ -76,7 +92,7 @@ def told(config: Config) -> Told:
     node = config.node
     pairs = (text.rpartition(":") for text in node.external)
     setting = node.reachable
-    if setting == "auto" and (config.has("bootstrap") or scope_of(node.host) is Scope.LOOPBACK):
+    if setting == "auto" and (config.has("bootstrap") or on_loopback(config)):
         # Whom others enter by says that they can; and on loopback there is nothing to find out.
         setting = "yes"
     return Told(
@@ -92,4 +108,4 @@ def maps_port(config: Config) -> bool:
     """Whether to ask the router for a port."""
     if config.node.port_mapping != "auto":
         return config.node.port_mapping == "yes"
-    return config.network is not Network.REGTEST and scope_of(config.node.host) is not Scope.LOOPBACK
+    return config.network is not Network.REGTEST and not on_loopback(config)

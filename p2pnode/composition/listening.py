@@ -5,17 +5,20 @@ from __future__ import annotations
 import errno
 import random
 import time
+from collections.abc import Sequence
 from typing import Final
 
 from dht.disk import open_storage
 from dht.engine import EngineConfig
 from dht.errors import PortInUse
-from dht.node import DhtConfig, DhtNode
+from dht.node import Carry, DhtConfig, DhtNode
+from dht.udp import EVERYWHERE, NO_SUCH_IP, listening_hosts
 from p2pnode.channels import CannotListen, Channels
 from p2pnode.composition.choices import local
 from p2pnode.config import Config
 from p2pnode.ports import AddressUnavailable, unavailable
 from p2pnode.records import record_kinds
+from protocol.contact import Address
 from protocol.errors import P2PError
 from protocol.identity import SigningKey
 
@@ -35,8 +38,8 @@ class DhtClock:
         return time.time()
 
 
-async def listen(config: Config, node: SigningKey, channels: Channels) -> tuple[str, int, DhtNode]:
-    """TCP and UDP on one port number. With port 0, one that is free for both.
+async def listen(config: Config, node: SigningKey, channels: Channels) -> tuple[tuple[Address, ...], DhtNode]:
+    """TCP and UDP on one port number, on each of the addresses of `node.host`. With port 0, one that is free for all.
 
     The channels listen then; the DHT is the caller's to close. Raises AddressUnavailable.
     """
@@ -47,16 +50,29 @@ async def listen(config: Config, node: SigningKey, channels: Channels) -> tuple[
             await dht.start()
         except PortInUse as e:
             raise _taken(e, own.host, own.port) from e
-        port = dht.local[1]
+        port = own.port if dht.config.carry is Carry.CHANNEL else dht.local[1]
         try:
-            await channels.listen(own.host, port)
+            return await _listen(listening_hosts(own.host), port, channels), dht
         except CannotListen as e:
             await dht.close()
             if own.port != 0 or attempt + 1 == PORT_ATTEMPTS:
                 raise _taken(e, own.host, port) from e
-            continue
-        return own.host, port, dht
     raise AssertionError("the loop above returns or raises")
+
+
+async def _listen(hosts: Sequence[str], port: int, channels: Channels) -> tuple[Address, ...]:
+    """TCP on all hosts and one port. Of `*`, what this machine does not have is left out. Raises CannotListen."""
+    made: list[Address] = []
+    for host in hosts:
+        try:
+            made.append(Address(*await channels.listen(host, made[0].port if made else port)))
+        except CannotListen as e:
+            lacks = isinstance(e.__cause__, OSError) and e.__cause__.errno in NO_SUCH_IP
+            last = host == hosts[-1] and not made
+            if tuple(hosts) != EVERYWHERE or not lacks or last:
+                await channels.unlisten()
+                raise
+    return tuple(made)
 
 
 def _dht(config: Config, node: SigningKey) -> DhtNode:
@@ -65,6 +81,7 @@ def _dht(config: Config, node: SigningKey) -> DhtNode:
         DhtConfig(
             config.node.host,
             config.node.port,
+            Carry(config.node.dht_transport),
             engine=EngineConfig(client=config.node.dht_client, local_addresses=local(config)),
         ),
         node,

@@ -45,3 +45,21 @@ class NotMyRelay(PeerRefusal):
     """This node did not ask that relay to bring anybody."""
 
     code = 2226
+
+
+class DirectOnly(PeerRefusal):
+    """The DHT's packets are taken by direct sessions only."""
+
+    code = 2227
+
+
+class TooManyStreamsOpen(PeerRefusal):
+    """This node answers as many others by streams as it can: ask another, or later."""
+
+    code = 2228
+
+
+class BadPacketStream(PeerViolation):
+    """The peer sent what is no packet on a stream for packets."""
+
+    code = 2229

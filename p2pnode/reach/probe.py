@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 
 from dht import packet
 from dht.limits import Buckets
 from p2pnode.channels import Channels, Dialer, Pipe, PipeBroken, Unreachable
-from p2pnode.channels.links import origin_of
+from p2pnode.channels.links import ip_version, origin_of
 from p2pnode.clock import Clock
 from p2pnode.reach.errors import RelayedAlready, RelayFull
 from protocol.contact import Address, NodeContact
@@ -45,12 +45,24 @@ log = logging.getLogger(__name__)
 class Helper:
     """Dials back for others."""
 
-    def __init__(self, network: Network, clock: Clock, dial: Dialer, *, enabled: bool = True) -> None:
-        """`dial` decides which addresses may be dialled at all."""
+    def __init__(
+        self,
+        network: Network,
+        clock: Clock,
+        dial: Dialer,
+        *,
+        enabled: bool = True,
+        sources: Mapping[int, str] | None = None,
+    ) -> None:
+        """`dial` decides which addresses may be dialled at all.
+
+        `sources`: our own address by version of IP (4, 6), where datagrams have to leave by a certain one.
+        """
         self._network = network
         self._clock = clock
         self._dial = dial
         self.enabled = enabled
+        self._sources = sources or {}
         self._running = 0
         self._buckets: Buckets[str] = Buckets(PER_SECOND, BURST)
 
@@ -68,14 +80,14 @@ class Helper:
         self._running += 1
         try:
             target = Address(endpoint.host, port)
-            tcp, udp = await asyncio.gather(self._tcp(pipe.peer, target), self._udp(pipe.peer, target))
+            tcp, udp = await asyncio.gather(self.answers(pipe.peer, target), self._udp(pipe.peer, target))
         finally:
             self._running -= 1
         reached = (Reached.TCP if tcp else Reached.NOT) | (Reached.UDP if udp else Reached.NOT)
         pipe.write(probed(reached, endpoint))
         await pipe.close()
 
-    async def _tcp(self, key: NodeKey, target: Address) -> bool:
+    async def answers(self, key: NodeKey, target: Address) -> bool:
         """Whether the node with `key` answers a handshake there."""
         try:
             async with asyncio.timeout(DIAL_SECONDS):
@@ -90,6 +102,9 @@ class Helper:
                         if not data:
                             return False
                         session.receive_data(data, now())
+                    # The last message too: what it completes over there is what the asker believes.
+                    link.write(session.data_to_send())
+                    await link.drain()
                     return True
                 finally:
                     await link.close()
@@ -106,9 +121,12 @@ class Helper:
             if datagram == packet.welcome(rid, key) and not answered.done():
                 answered.set_result(None)
 
+        source = self._sources.get(ip_version(target.host))
         try:
             transport, _ = await loop.create_datagram_endpoint(
-                lambda: _Ear(received), remote_addr=(target.host, target.port)
+                lambda: _Ear(received),
+                remote_addr=(target.host, target.port),
+                local_addr=None if source is None else (source, 0),
             )
         except OSError:
             return False

@@ -15,10 +15,11 @@ from typing import Final
 from msgspec import Struct
 
 from p2pnode.channels import Channels, Pipe, PipeBroken
+from p2pnode.channels.links import ip_version
 from p2pnode.reach.errors import NotMyRelay, RelayFull
 from protocol.contact import Address, NodeContact
 from protocol.errors import P2PError
-from protocol.relay import RELAY_SERVICE, Op, read_endpoint
+from protocol.relay import RELAY_SERVICE, Op, read_registered
 from protocol.streams import ResetCode
 from protocol.types import NodeKey
 
@@ -49,11 +50,13 @@ class Candidate(Struct, frozen=True):
 class _Held:
     """A registration, being made or standing."""
 
-    __slots__ = ("candidate", "seen", "task")
+    __slots__ = ("candidate", "own", "seen", "since", "task")
 
     def __init__(self, candidate: Candidate) -> None:
         self.candidate = candidate
         self.seen: Address | None = None
+        self.own: tuple[Address, ...] = ()
+        self.since = 0.0
         self.task: asyncio.Task[None] | None = None
 
 
@@ -105,7 +108,11 @@ class Registrar:
 
     def relays(self) -> tuple[NodeContact, ...]:
         """Those that we are registered with, longest first: what goes into the contact record."""
-        return tuple(h.candidate.contact for h in self._held.values() if h.seen is not None)
+        return tuple(_complete(h) for h in self._held.values() if h.seen is not None)
+
+    def since(self) -> dict[NodeKey, float]:
+        """The loop's time at which each of those took us."""
+        return {node: h.since for node, h in self._held.items() if h.seen is not None}
 
     def seen(self) -> tuple[Address, ...]:
         """Where those relays see us."""
@@ -157,7 +164,8 @@ class Registrar:
         try:
             async with asyncio.timeout(REGISTER_SECONDS):
                 pipe = await self._channels.pipe(contact.node, contact.addresses, RELAY_SERVICE, bytes((Op.REGISTER,)))
-                held.seen = read_endpoint(await pipe.read())
+                held.seen, held.own = read_registered(await pipe.read())
+                held.since = asyncio.get_running_loop().time()
             log.info("registered with a relay")
             self._on_change()
             await pipe.read()
@@ -181,3 +189,12 @@ class Registrar:
         _, last = self._pauses.get(node, (0.0, 0.0))
         pause = min(max(first, 2 * last), LONGEST_PAUSE)
         self._pauses[node] = asyncio.get_running_loop().time() + pause, pause
+
+
+def _complete(held: _Held) -> NodeContact:
+    """A relay with one address of each version of IP: the one that we reach it at, and what it told of the other."""
+    contact = held.candidate.contact
+    found: dict[int, Address] = {}
+    for address in (*contact.addresses, *held.own):
+        found.setdefault(ip_version(address.host), address)
+    return NodeContact(contact.node, tuple(found.values()))

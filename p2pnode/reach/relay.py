@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -34,7 +35,7 @@ from p2pnode.reach.errors import (
 )
 from p2pnode.reach.pacing import MAX_TICKET, Pacer
 from protocol.contact import Address
-from protocol.relay import KEY_BYTES, RELAY_SERVICE, Op, pack_endpoint
+from protocol.relay import KEY_BYTES, RELAY_SERVICE, Op, registered
 from protocol.streams import ResetCode, TooManyStreams
 from protocol.types import NodeKey
 
@@ -95,6 +96,8 @@ class Relay:
         self._channels = channels
         self._limits = limits or RelayLimits()
         self.enabled = enabled
+        self.own: Callable[[], Sequence[Address]] = tuple
+        """Where others reach this node: clients pass it on to those who look for them."""
         self._registered: dict[NodeKey, _Registration] = {}
         self._registered_from: Counter[str] = Counter()
         self._circuits = 0
@@ -138,7 +141,7 @@ class Relay:
             replaced.pipe.reset(ResetCode.CANCELLED)
         with _counted(self._registered_from, origin):
             try:
-                pipe.write(pack_endpoint(endpoint))
+                pipe.write(registered(endpoint, self.own()))
                 if await pipe.read():
                     raise BadRelayRequest("a registered client has nothing to say")
                 pipe.end()

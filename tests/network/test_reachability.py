@@ -5,21 +5,27 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import pytest
 
+from dht.contact import Contact
 from dht.engine import EngineConfig
 from dht.node import DhtConfig, DhtNode, Seed, mine_node_key
+from dht.udp import UdpTransport
 from p2pnode.channels import AnyService, Channels, Limits, Pipe, PipeService, dial_tcp
 from p2pnode.clock import SystemClock
 from p2pnode.reach import probe, reachability
+from p2pnode.reach.evidence import Udp
 from p2pnode.reach.probe import Helper
 from p2pnode.reach.reachability import Reachability, Told, Verdict
 from p2pnode.reach.relay import Relay
 from p2pnode.reach.service import RelayDoor
-from protocol.contact import Address
-from protocol.relay import RELAY_SERVICE, Reached, probed
+from protocol.contact import Address, NodeContact
+from protocol.errors import P2PError
+from protocol.relay import RELAY_SERVICE, Probed, Reached, probed
 from protocol.types import Network
 from tests.network.channel_support import eventually
 from tests.network.dht_net import NOTES, WallClock
@@ -52,9 +58,9 @@ class Peer:
         if not hidden:
             await self.channels.listen(self.host, port)
         self.relay = Relay(self.channels)
-        self.helper = Helper(Network.REGTEST, SystemClock(), dial_tcp)
+        self.helper = Helper(Network.REGTEST, SystemClock(), dial, sources={4: self.host})
         told = told or Told(local=True)
-        self.reach = Reachability(self.dht, self.channels, self.relay, Address(self.host, port), told)
+        self.reach = Reachability(self.dht, self.channels, self.relay, (Address(self.host, port),), told)
         self.door = RelayDoor(self.relay, self.helper, self.reach.registrar)
         self.changes = 0
         self.reach.subscribe(self._changed)
@@ -84,6 +90,7 @@ Make = Callable[[int], Peer]
 async def make(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
     monkeypatch.setattr(probe, "DIAL_SECONDS", 0.5)
     monkeypatch.setattr(reachability, "AGAIN_UNKNOWN", 0.05)
+    monkeypatch.setattr(reachability, "KNOCK_SECONDS", 0.5)
     peers: list[Peer] = []
 
     def _make(seed: int) -> Peer:
@@ -151,9 +158,110 @@ async def test_one_liar_among_helpers_decides_nothing(make: Make, lie: Reached, 
     await eventually(lambda: len(node.dht.peers()) == 3)
     node.reach.kick()
     await eventually(lambda: node.reach.verdict is truth)
-    answers = await node.reach._ask_around()
-    await node.reach._judge(answers)
+    await node.reach._judge({4: await node.reach._ask_around(4)})
     assert node.reach.verdict is truth
+
+
+@pytest.mark.parametrize("helpers", [1, 3])
+async def test_no_number_of_liars_makes_a_node_believe_that_it_is_reached(
+    make: Make, monkeypatch: pytest.MonkeyPatch, helpers: int
+) -> None:
+    monkeypatch.setattr(reachability, "KNOCK_SECONDS", 0.05)
+    entry = await make(1).start(None, told=PUBLIC)
+    others = [entry, *[await make(seed).start(entry, told=PUBLIC) for seed in range(2, helpers + 1)]]
+    for other in others:
+        other.helper.answer = lying(Reached.TCP | Reached.UDP)  # type: ignore[assignment, method-assign]
+        await other.dht.find_nodes(other.dht.node_id)
+    node = await make(8).start(entry, hidden=True)
+    node.reach.kick()
+    await eventually(lambda: node.reach.verdict is Verdict.UNREACHABLE)
+    await eventually(lambda: len(node.reach.relays()) > 0)
+    assert not node.dht.serves
+
+
+async def test_whoever_comes_by_himself_outweighs_all_who_say_that_they_can_not(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reachability, "AGAIN_UNCLEAR", 0.05)
+    entry = await make(1).start(None, told=PUBLIC)
+    other = await make(2).start(entry, told=PUBLIC)
+    for liar in (entry, other):
+        liar.helper.answer = lying(Reached.NOT)  # type: ignore[assignment, method-assign]
+    node = await make(5).start(entry)
+    await eventually(lambda: node.reach.verdict is Verdict.UNREACHABLE)
+    visitor = make(6)
+    await visitor.start(None, told=PUBLIC)
+    with suppress(P2PError):  # it offers no such service, but the session stands
+        where = (Address(node.host, node.dht.local[1]),)
+        await visitor.channels.request(node.key.public, where, 99, b"", timeout=5)
+    await eventually(lambda: node.reach.verdict is Verdict.REACHABLE)
+
+
+async def test_contradiction_is_looked_into_before_long_and_with_others(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reachability, "AGAIN_UNCLEAR", 0.05)
+    monkeypatch.setattr(reachability, "KNOCK_SECONDS", 0.05)
+    entry = await make(1).start(None, told=PUBLIC)
+    entry.helper.answer = lying(Reached.TCP | Reached.UDP)  # type: ignore[assignment, method-assign]
+    node = await make(5).start(entry, hidden=True)
+    asked: list[bytes] = []
+    ask = probe.ask
+
+    async def counted(channels: Channels, helper: NodeContact, port: int) -> Probed | None:
+        asked.append(helper.node)
+        return await ask(channels, helper, port)
+
+    monkeypatch.setattr(probe, "ask", counted)
+    node.reach.kick()
+    await eventually(lambda: len(asked) >= 3)
+
+
+async def test_router_that_lets_in_only_whom_we_wrote_to_is_told_from_one_that_lets_in_anybody(make: Make) -> None:
+    """The DHT must not name a node whose datagrams from strangers are dropped, though those it knows reach it."""
+    entry = await make(1).start(None, told=PUBLIC)
+    stranger = await make(2).start(None, told=PUBLIC)
+    node = make(5)
+    await node.start(None)
+    udp = node.dht._transport
+    assert isinstance(udp, UdpTransport)
+    inner = udp._receive
+
+    def restricted(datagram: bytes, address: Any) -> None:  # noqa: ANN401
+        if udp.wrote_to(address[0]):
+            inner(datagram, address)
+
+    udp._receive = restricted
+    assert await node.dht.bootstrap([Seed(*entry.dht.local)])
+    # Heard of, never written to: only it can tell.
+    node.dht.engine.table.name([Contact(stranger.key.public, *stranger.dht.local)])
+    node.reach.kick()
+    await eventually(lambda: node.reach.verdict is Verdict.REACHABLE)
+    await eventually(lambda: node.reach.ways[4].udp is Udp.KNOWN)
+    assert node.reach.addresses()
+    assert not node.dht.serves
+    assert node.key.public not in {c.key for c in entry.dht.peers()}
+
+
+async def test_stranger_that_gets_through_by_udp_settles_it(make: Make) -> None:
+    entry = await make(1).start(None, told=PUBLIC)
+    stranger = await make(2).start(None, told=PUBLIC)
+    node = await make(5).start(entry)
+    node.dht.engine.table.name([Contact(stranger.key.public, *stranger.dht.local)])
+    node.reach.kick()
+    await eventually(lambda: 4 in node.reach.ways and node.reach.ways[4].udp is Udp.STRANGERS)
+    assert node.dht.serves
+
+
+def test_helpers_are_of_many_owners_and_of_many_parts_of_the_network() -> None:
+    rng = random.Random(7)
+    crowd = [Contact(rng.randbytes(32), "127.50.1.9", 1_000 + i) for i in range(40)]
+    others = [Contact(rng.randbytes(32), f"127.60.{i}.9", 9) for i in range(20)]
+    chosen = reachability._spread([*crowd, *others])
+    assert len(chosen) == reachability.HELPERS
+    assert len({c.group for c in chosen}) == len(chosen)
+    assert len({c.id[0] >> 5 for c in chosen}) == len(chosen)
+    assert len(reachability._spread(crowd)) == reachability.HELPERS
 
 
 async def test_node_that_loses_its_way_in_becomes_a_client_and_comes_back(make: Make) -> None:
