@@ -30,6 +30,7 @@ from p2pnode.channels import AnyService, Channels, Pipe, PipeService, Service
 from p2pnode.clock import Clock, SystemClock
 from p2pnode.composition import choices
 from p2pnode.composition.listening import listen
+from p2pnode.composition.standing import Standing
 from p2pnode.composition.trading import Ground, Trading
 from p2pnode.config import Config
 from p2pnode.contacts import Contacts
@@ -108,7 +109,7 @@ class App:
 
     # --- parts ------------------------------------------------------------------------------------------------
 
-    async def _start(self) -> None:
+    async def _start(self) -> None:  # noqa: PLR0915  (one line per part)
         config, clock, network = self.config, self.clock, self.config.network
         database = Database(self.data.database)
         self._parts.callback(database.close)
@@ -147,33 +148,35 @@ class App:
             # Without the role, an announcement of earlier must not be kept alive.
             personas=personas if arbitrates else (),
             place=market.topic_for,
+            extra=lambda now: () if standing is None else standing.records(now),
         )
         self._parts.push_async_callback(publisher.close)
 
         on_entry = [publisher.kick, reach.kick]
         offers: OfferService | None = None
         trading: Trading | None = None
+        standing: Standing | None = None
         if coins is not None:
             backend, wallet = coins
-            trading = Trading(
-                Ground(
-                    config,
-                    self.keyring,
-                    clock,
-                    notices,
-                    trades,
-                    backend,
-                    wallet,
-                    files,
-                    channels,
-                    dht,
-                    contacts,
-                    own_contact,
-                    own,
-                    prices,
-                    directory,
-                )
+            ground = Ground(
+                config,
+                self.keyring,
+                clock,
+                notices,
+                trades,
+                backend,
+                wallet,
+                files,
+                channels,
+                dht,
+                contacts,
+                own_contact,
+                own,
+                prices,
+                directory,
             )
+            trading = Trading(ground)
+            standing = Standing(ground, trading, publisher)
             offers = OfferService(
                 own,
                 book,
@@ -189,9 +192,12 @@ class App:
                 clock,
                 prices=prices,
                 prices_ready=prices.ready,
+                gate=standing.gate,
+                shown_trades=standing.receipts.count_public,
             )
             on_entry.append(trading.mailbox.kick)
             await trading.start(self._parts)
+            await standing.start(self._parts)
             self._trading.set_result(trading)
 
         prices.start()
@@ -230,6 +236,7 @@ class App:
                 publisher if arbitrates else None,
                 self.keyring.persona if arbitrates else None,
                 self.keyring.arbiter_base_point if arbitrates else None,
+                None if standing is None else standing.current_bond,
             ),
             events=EventService(notices),
             idempotency=IdempotencyService(database, clock),
@@ -240,11 +247,15 @@ class App:
             wallet=None if trading is None else trading.coin_service(),
             disputes=None if trading is None else trading.dispute_service(),
             cases=None if trading is None else trading.case_service(),
+            personas=None if standing is None else standing.personas,
+            receipts=None if standing is None else standing.receipt_service,
+            bonds=None if standing is None else standing.bond_service,
         )
         api = ApiServer(services, config.api, self.data)
         self._parts.push_async_callback(api.close)
         await api.start()
-        self._every_minute(book.expire, own.expire, contacts.forget_expired)
+        expiring = () if standing is None else (standing.forget_expired,)
+        self._every_minute(book.expire, own.expire, contacts.forget_expired, *expiring)
 
     async def _coins(self, database: Database) -> tuple[ChainBackend, Wallet]:
         """The chain backend and the wallet, both started."""

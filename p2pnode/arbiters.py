@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
-from typing import Final
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import Final, Protocol
 
 from msgspec import Struct
 
 from dht.node import DhtNode
 from dht.topics import arbiters_topic
+from escrow.bond import check_bond
 from p2pnode.clock import Clock
 from p2pnode.counters import next_number
 from p2pnode.database import Database
@@ -23,12 +24,13 @@ from p2pnode.lookups import Lookups
 from protocol.announcement import (
     ARBITER_WORK_BITS,
     Announcement,
-    AnnouncementExpired,
     FeeTerms,
     read_announcement,
 )
-from protocol.errors import Malformed, UserError
+from protocol.bond import Bond
+from protocol.errors import Malformed, PeerViolation, UserError
 from protocol.identity import SigningKey
+from protocol.score import REFERENCE_AMOUNT, ArbiterMerit, arbiter_merit
 from protocol.types import Network
 from protocol.wire import Envelope, Kind, digest, open_envelope, pack, parse_envelope, unpack
 from protocol.work import NO_WORK, find_work
@@ -60,6 +62,48 @@ class Listed(Struct, frozen=True):
     announcement: Announcement
 
 
+class Ranking(Protocol):
+    """What the order of arbiters hangs on besides their fees (`p2pnode.reputation.ranking`)."""
+
+    def refusal(self, persona: bytes) -> str | None:
+        """Why an arbiter is out of the question; None: it is not."""
+        ...
+
+    def check(self, listed: Sequence[Listed]) -> Awaitable[None]:
+        """Bring up to date what the order hangs on."""
+        ...
+
+    def merit(self, listed: Listed, amount: int = 0) -> ArbiterMerit:
+        """Its points for a trade of `amount` satoshis (0: one of usual size)."""
+        ...
+
+    def bond_state(self, listed: Listed) -> str:
+        """What our chain says of its bond."""
+        ...
+
+
+class ByFee:
+    """The order where nothing else is known."""
+
+    def refusal(self, persona: bytes) -> str | None:  # noqa: ARG002  (nobody is)
+        """Nobody is out of the question."""
+        return None
+
+    async def check(self, listed: Sequence[Listed]) -> None:
+        """There is nothing to bring up to date."""
+
+    def merit(self, listed: Listed, amount: int = 0) -> ArbiterMerit:
+        """The fee alone."""
+        value = listed.announcement
+        reckoned = amount or min(REFERENCE_AMOUNT, value.max_amount)
+        fee = value.fee.fee(reckoned)
+        return arbiter_merit(bond_worth=0, rulings=(), late=0, weeks=0, fee=fee, amount=reckoned)
+
+    def bond_state(self, listed: Listed) -> str:
+        """Nothing is checked."""
+        return "none" if listed.announcement.bond is None else "unchecked"
+
+
 class ArbiterTerms(Struct, frozen=True):
     """What our persona offers to serve as an arbiter. Empty lists mean any; `lifetime` is in seconds."""
 
@@ -87,6 +131,8 @@ class ArbiterDirectory:
         referenced: Callable[[], Collection[bytes]] = tuple,
     ) -> None:
         """`own` are our personas; `referenced` gives the ids of announcements that must be kept though replaced."""
+        self.ranking: Ranking = ByFee()
+        """The order of arbiters, and who is none for us; set another one before anybody asks."""
         self._database = database
         self._db = database.connection
         self._dht = dht
@@ -99,8 +145,10 @@ class ArbiterDirectory:
     # --- coming in ----------------------------------------------------------------------------------------------
 
     def remember(self, envelope: Envelope, now: int) -> Announcement:
-        """Keep a verified announcement. Raises Malformed, AnnouncementExpired."""
+        """Keep a verified announcement. Raises Malformed, BadBond, AnnouncementExpired."""
         value = read_announcement(envelope, self._network, now)
+        if value.bond is not None:
+            check_bond(value.bond, self._network, value.persona)
         self._db.execute(
             "INSERT OR IGNORE INTO announcements (id, persona, sequence, raw, expires) VALUES (?, ?, ?, ?, ?)",
             (envelope.id, value.persona, value.sequence, envelope.raw, value.expires),
@@ -108,7 +156,10 @@ class ArbiterDirectory:
         return value
 
     async def refresh(self, *, fresh_seconds: float = FRESH_SECONDS, wait_seconds: float = WAIT_SECONDS) -> None:
-        """Ask the DHT for all arbiters, unless that was done just now; wait for it only so long."""
+        """Ask the DHT for all arbiters, and the chain for their bonds, unless that was done just now.
+
+        Waits for the answers only so long.
+        """
         await self._lookups.ask("arbiters", self._ask, fresh_seconds=fresh_seconds, wait_seconds=wait_seconds)
 
     async def close(self) -> None:
@@ -125,9 +176,10 @@ class ArbiterDirectory:
                     continue
                 try:
                     self.remember(record.envelope, now)
-                except (Malformed, AnnouncementExpired) as e:
+                except PeerViolation as e:
                     log.info("an announcement is left out: %s", e.detail)
             self._prune(now)
+        await self.ranking.check(self._present())
         return bool(found.records)
 
     def _prune(self, now: int) -> None:
@@ -170,17 +222,33 @@ class ArbiterDirectory:
         ).fetchone()
         return None if row is None or row[1] <= self._clock.now() else self._listed(row[0])
 
-    def find(self, currency: str | None = None, method: str | None = None, amount: int = 0) -> list[Listed]:
-        """The present announcements that serve such a trade (None, 0: any), the lowest fee first, then the oldest."""
+    def find(
+        self, currency: str | None = None, method: str | None = None, amount: int = 0, language: str | None = None
+    ) -> list[Listed]:
+        """The present announcements that serve such a trade (None, 0: any), the best first by `ranking`.
+
+        Who is out of the question (blocked, or proved to contradict itself) is not among them.
+        """
+
+        def place(x: Listed) -> tuple[int, int, int, int, bytes]:
+            value = x.announcement
+            points = self.ranking.merit(x, amount).points
+            return -points, value.fee.fee(amount), value.fee.share, value.created, x.envelope.id
+
+        fit = (
+            x
+            for x in self._present()
+            if _serves(x.announcement, currency, method, amount)
+            and (language is None or language in x.announcement.languages)
+            and self.ranking.refusal(x.announcement.persona) is None
+        )
+        return sorted(fit, key=place)
+
+    def _present(self) -> list[Listed]:
         now = self._clock.now()
         # SQLite takes the other columns from the row that has the maximum.
         rows = self._db.execute("SELECT raw, expires, max(sequence) FROM announcements GROUP BY persona")
-        listed = [self._listed(raw) for raw, expires, _ in rows if expires > now]
-
-        def merit(x: Listed) -> tuple[int, int, int, bytes]:
-            return x.announcement.fee.fee(amount), x.announcement.fee.share, x.announcement.created, x.envelope.id
-
-        return sorted((x for x in listed if _serves(x.announcement, currency, method, amount)), key=merit)
+        return [self._listed(raw) for raw, expires, _ in rows if expires > now]
 
     def verified(self, listed: Listed) -> Listed:
         """The same, its stored signature checked again: before money follows from it. Raises BadSignature."""
@@ -189,10 +257,13 @@ class ArbiterDirectory:
 
     # --- announcing ---------------------------------------------------------------------------------------------
 
-    async def announce(self, key: SigningKey, base_point: bytes, terms: ArbiterTerms) -> Listed:
+    async def announce(
+        self, key: SigningKey, base_point: bytes, terms: ArbiterTerms, bond: Bond | None = None
+    ) -> Listed:
         """Sign and keep the next announcement of our persona `key`; the publisher takes it to the DHT.
 
-        `base_point` is the public key of the persona's arbiter base key (`escrow.seed`). Raises BadAnnouncement.
+        `base_point` is the public key of the persona's arbiter base key (`escrow.seed`), `bond` one that the persona
+        proves. Raises BadAnnouncement.
         """
         now = self._clock.now()
         draft = Announcement(
@@ -207,7 +278,7 @@ class ArbiterDirectory:
             response_blocks=terms.response_blocks,
             policy_hash=digest(b"p2pnode/policy", terms.policy.encode()),
             policy=terms.policy,
-            bond=None,
+            bond=bond,
             created=now,
             expires=now + terms.lifetime,
             work=NO_WORK,
@@ -228,6 +299,25 @@ class ArbiterDirectory:
         worked = await asyncio.to_thread(find_work, Kind.ARBITER, self._network, body, ARBITER_WORK_BITS)
         envelope = key.seal(Kind.ARBITER, self._network, worked)
         return Listed(envelope, self.remember(envelope, now))
+
+    async def carry_bond(self, key: SigningKey, bond: Bond | None) -> bool:
+        """Announce our present terms again if they do not carry this bond; whether that was so."""
+        listed = self.newest_of(key.public)
+        if listed is None or listed.announcement.bond == bond:
+            return False
+        value = listed.announcement
+        terms = ArbiterTerms(
+            fee=value.fee,
+            currencies=value.currencies,
+            methods=value.methods,
+            languages=value.languages,
+            max_amount=value.max_amount,
+            response_blocks=value.response_blocks,
+            policy=value.policy,
+            lifetime=value.expires - self._clock.now(),
+        )
+        await self.announce(key, value.base_point, terms, bond)
+        return True
 
     def _listed(self, raw: bytes) -> Listed:
         # Verified before it was stored; the disk is ours.

@@ -135,6 +135,22 @@ class Cases(Protocol):
 
 
 class Intake:
+class Gate(Protocol):
+    """What intake asks before a stranger's take withdraws an offer of ours."""
+
+    async def admit(self, taker: bytes, offer: Offer, amount: int, arbiters: tuple[bytes, ...]) -> None:
+        """Whether this persona may take that offer with these arbiters. Raises a PeerRefusal."""
+        ...
+
+
+class Receipts(Protocol):
+    """What intake needs of the receipts of our trades."""
+
+    def deliver(self, envelope: Envelope) -> None:
+        """A counterparty's half. Raises a peer's error."""
+        ...
+
+
     """The deliver service: trade envelopes from the channels."""
 
     def __init__(
@@ -157,6 +173,10 @@ class Intake:
         self.cases: Cases | None = None
         """Takes what is addressed to us as an arbiter; None: this node is none."""
         self._engine = engine
+        self.gate: Gate | None = None
+        """Asked about each taker; None: everybody may take."""
+        self.receipts: Receipts | None = None
+        """Takes halves of receipts; None: they are refused."""
         self._trades = engine.trades
         self._makers = makers
         self._contacts = contacts
@@ -186,6 +206,11 @@ class Intake:
                 self.on_returned(envelope, unpack(envelope.body, Returned, limit=kind.limit))
             return b""
         known = self._trades.find_message(envelope.id, out=False)
+        if kind is Kind.RECEIPT_HALF:
+            if self.receipts is None:
+                raise UnknownTrade
+            self.receipts.deliver(envelope)
+            return b""
         if known is not None:
             # An id does not cover the signer: a stranger's copy of a message is no repetition of it.
             if parse_envelope(known, self._network).signer != envelope.signer:
@@ -199,6 +224,7 @@ class Intake:
             if isinstance(message.payload, Take):
                 await self._check_coins(message.payload)
                 self._take(message, message.payload)
+                await self._check_taker(message, message.payload)
             else:
                 self._follow_up(message)
         except Diverged:
@@ -247,6 +273,19 @@ class Intake:
                 raise NoSuchCoins
 
     def _check_bargain(self, take: Take, offer: Offer, now: int) -> None:
+    async def _check_taker(self, message: Message, take: Take) -> None:
+        """Whether the user wants this counterparty, and this arbiter."""
+        if self.gate is None:
+            return
+        if message.envelope.signer != take.party.persona:
+            raise BadSignature("a take must be signed by the persona that it names")
+        offer = self._makers.open_offer(take.bargain.offer, self._clock.now())
+        if offer is None:
+            raise OfferGone
+        raws = filter(None, (take.arbiter, take.backup))
+        arbiters = tuple(parse_envelope(raw, self._network, limit=Kind.ARBITER.limit).signer for raw in raws)
+        await self.gate.admit(take.party.persona, offer, take.bargain.amount, arbiters)
+
         bargain = take.bargain
         if not offer.amount_min <= bargain.amount <= offer.amount_max:
             raise TermsRefused("the amount is outside the offer's range")

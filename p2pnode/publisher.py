@@ -51,6 +51,9 @@ MAX_RELAYS: Final = 4
 MAX_HINTS: Final = 2
 """Addresses in an offer's contact hint, which shares the datagram with the offer."""
 
+Extra = Callable[[int], Iterable[tuple[bytes, Envelope, RecordMeta]]]
+"""More records to keep, asked with the time: topic, envelope, and what names its slot (publisher and sub-key)."""
+
 Place = Callable[[str, Side, bytes], Awaitable[bytes]]
 """The topic that an offer belongs under now, by its currency, side and id (`services.market`)."""
 
@@ -148,7 +151,7 @@ class _Item(Struct, frozen=True):
 class Publisher:
     """The background task."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (it keeps whatever a node publishes)
         self,
         dht: DhtNode,
         clock: Clock,
@@ -159,11 +162,12 @@ class Publisher:
         directory: ArbiterDirectory | None = None,
         personas: Sequence[bytes] = (),
         place: Place | None = None,
+        extra: Extra = lambda _now: (),
         interval: float = REPUBLISH_SECONDS,
     ) -> None:
         """`personas` are those whose announcements in `directory` are ours; `rng` makes jitter, no secrets.
 
-        Without `place` every market is one shard.
+        Without `place` every market is one shard. `extra` gives whatever else is to be kept.
         """
         self._dht = dht
         self._network = dht.network
@@ -174,6 +178,7 @@ class Publisher:
         self._directory = directory
         self._personas = tuple(personas)
         self._place = place or self._undivided
+        self._extra = extra
         self._interval = interval
         self._done: dict[bytes, tuple[bytes, float]] = {}
         """By item key: the raw record that was put last, and when it is due again in the event loop's time."""
@@ -285,6 +290,9 @@ class Publisher:
                 listed = self._directory.newest_of(persona)
                 if listed is not None:
                     yield self._item(b"arbiter" + persona, arbiters_topic(self._network), listed.envelope, persona)
+        for topic, envelope, meta in self._extra(now):
+            key = b"extra" + topic + envelope.kind.to_bytes(2, "big") + meta.publisher + meta.sub_key
+            yield _Item(key, _Urgency.AGAIN, topic, envelope, meta)
 
     def _offer_item(self, offers: OwnOffers, own: OwnOffer) -> _Item:
         offer = own.offer

@@ -15,7 +15,20 @@ from msgspec.structs import replace
 from p2pnode.api import dispute_schema as d
 from p2pnode.api import evidence_schema as e
 from p2pnode.api import schema as s
-from p2pnode.api.services import Cases, Disputes, Offers, RoleMissing, Services, Trades, WalletService
+from p2pnode.api.schema import personas as p
+from p2pnode.api.services import (
+    BondDesk,
+    Cases,
+    Disputes,
+    Offers,
+    Personas,
+    RoleMissing,
+    Services,
+    TradeReceipts,
+    Trades,
+    WalletService,
+)
+from protocol.announcement import LanguageCode
 from protocol.types import CurrencyCode, MethodCode
 
 PREFIX: Final = "/api/v1"
@@ -58,6 +71,7 @@ class ArbiterQuery(s.Request, frozen=True, kw_only=True):
 
     currency: CurrencyCode | None = None
     method: MethodCode | None = None
+    language: LanguageCode | None = None
 
 
 class EventQuery(s.Request, frozen=True, kw_only=True):
@@ -115,10 +129,32 @@ class Ask(Generic[Q, B]):
             raise RoleMissing("this node has no wallet: a bootstrap node holds no coins")
         return self.services.wallet
 
+    @property
+    def personas(self) -> Personas:
+        """Personas. Raises RoleMissing."""
+        if self.services.personas is None:
+            raise RoleMissing("this node does not trade: a bootstrap node knows nothing of personas")
+        return self.services.personas
+
+    @property
+    def receipts(self) -> TradeReceipts:
+        """Receipts of trades. Raises RoleMissing."""
+        if self.services.receipts is None:
+            raise RoleMissing("this node does not trade: a bootstrap node has no receipts")
+        return self.services.receipts
+
+    @property
+    def bonds(self) -> BondDesk:
+        """Bonds. Raises RoleMissing."""
+        if self.services.bonds is None:
+            raise RoleMissing("this node has no wallet: a bootstrap node has no bonds")
+        return self.services.bonds
+
 
 GUARDED: Final = frozenset({
     "offer_create", "offer_edit", "offer_take", "trade_pay", "trade_release", "trade_settle", "trade_accept",
-    "dispute_complete", "case_rule", "send", "consolidate", "bump", "second_factor_remove",
+    "trade_raise_fee", "dispute_complete", "case_rule", "send", "consolidate", "bump", "second_factor_remove",
+    "bond_create", "bond_spend",
 })  # fmt: skip
 """Routes that need a code of the second factor, where that is on."""
 
@@ -325,11 +361,34 @@ ROUTES: Final[tuple[Route, ...]] = (
     _do("POST /peers", "peer_add", "Get to know a node",
         lambda ask: ask.services.peers.add(ask.body), s.PeerView, s.PeerAdd, 201),
     _get("/arbiters", "arbiters", "Arbiters that this node knows",
-         lambda ask: ask.services.arbiters.list(ask.query.currency, ask.query.method), s.ArbiterList, ArbiterQuery),
+         lambda ask: ask.services.arbiters.list(ask.query.currency, ask.query.method, ask.query.language),
+         s.ArbiterList, ArbiterQuery),
     _do("POST /arbiters/announcement", "announce", "Announce this node's persona as an arbiter",
         lambda ask: ask.services.arbiters.announce(ask.body), s.ArbiterView, s.AnnounceRequest, 201),
     _do("POST /page", "page", "A link that logs a browser of this machine in, once",
         _page, s.PageLink, s.Empty, 201),
+    _get("/personas", "personas", "Personas that the user has said something of",
+         lambda ask: ask.personas.list(), p.PersonaList, NoQuery),
+    _get("/persona", "persona", "What is known of a persona, checked on the chain",
+         lambda ask: ask.personas.show(ask.query.persona), p.PersonaView, p.PersonaQuery),
+    _do("POST /persona/note", "persona_note", "Keep a note on a persona",
+        lambda ask: ask.personas.note(ask.body), p.PersonaView, p.NoteRequest),
+    _do("POST /persona/standing", "persona_standing", "Trust a persona, block it, or neither",
+        lambda ask: ask.personas.stand(ask.body), p.PersonaView, p.StandingRequest),
+    _get("/trades/{id}/receipt", "trade_receipt", "Who has signed a trade's receipt, and whether it is public",
+         lambda ask: ask.receipts.show(ask.item), p.ReceiptView, NoQuery),
+    _do("POST /trades/{id}/receipt", "trade_publish", "Consent to the publication of a trade's receipt",
+        lambda ask: ask.receipts.publish(ask.item, ask.body), p.ReceiptView, p.PublishRequest),
+    _do("POST /trades/{id}/rating", "trade_rate", "Rate the counterparty of a trade",
+        lambda ask: ask.receipts.rate(ask.item, ask.body), p.ReceiptView, p.RateRequest),
+    _get("/bonds", "bonds", "Bonds of this node's persona",
+         lambda ask: ask.bonds.list(), p.BondList, NoQuery),
+    _do("POST /bonds", "bond_create", "Lock coins as a bond",
+        lambda ask: ask.bonds.create(ask.body), p.BondView, p.BondRequest, 201),
+    _do("POST /bonds/{id}/spend", "bond_spend", "Take a bond back whose height has come",
+        lambda ask: ask.bonds.spend(ask.item, ask.body), p.BondView, p.BondSpend),
+    _do("POST /bonds/search", "bond_search", "Find bonds from the mnemonic",
+        lambda ask: ask.bonds.search(ask.body), p.BondList, p.BondSearch),
     _get("/second-factor", "second_factor", "Whether codes of a second factor are asked for",
          lambda ask: ask.services.guard.show(), s.FactorView, NoQuery),
     _do("POST /second-factor", "second_factor_begin", "Make the secret of a second factor, for a device",

@@ -56,6 +56,7 @@ from p2pnode.api.schema import (
     UtxoList,
 )
 from p2pnode.web.sessions import Session
+from p2pnode.api.schema import personas as p
 from protocol.errors import UserError
 
 
@@ -205,8 +206,64 @@ class Arbiters(Protocol):
         """Publish the next announcement of the node's own persona. Raises RoleMissing."""
         ...
 
-    async def list(self, currency: str | None, method: str | None) -> ArbiterList:
-        """Those with a living announcement that serve `currency` and `method` (None: any)."""
+    async def list(self, currency: str | None, method: str | None, language: str | None = None) -> ArbiterList:
+        """Those with a living announcement that serve `currency`, `method` and `language` (None: any), best first."""
+        ...
+
+
+class Personas(Protocol):
+    """What is known of personas, and the user's own word on them."""
+
+    async def list(self) -> p.PersonaList:
+        """Everybody the user has said something of."""
+        ...
+
+    async def show(self, persona: str) -> p.PersonaView:
+        """One persona, looked up and checked on the chain. Raises BadId."""
+        ...
+
+    async def note(self, request: p.NoteRequest) -> p.PersonaView:
+        """Keep a note. Raises BadId."""
+        ...
+
+    async def stand(self, request: p.StandingRequest) -> p.PersonaView:
+        """Trust, block, or neither. Raises BadId."""
+        ...
+
+
+class TradeReceipts(Protocol):
+    """Receipts and ratings of the user's own trades."""
+
+    async def show(self, trade: str) -> p.ReceiptView:
+        """The receipt of a trade."""
+        ...
+
+    async def publish(self, trade: str, request: p.PublishRequest) -> p.ReceiptView:
+        """Consent to its publication. Raises NotRatable."""
+        ...
+
+    async def rate(self, trade: str, request: p.RateRequest) -> p.ReceiptView:
+        """Say what one thinks of the counterparty. Raises NotRatable."""
+        ...
+
+
+class BondDesk(Protocol):
+    """Bonds of the node's persona."""
+
+    async def list(self) -> p.BondList:
+        """All of them."""
+        ...
+
+    async def create(self, request: p.BondRequest) -> p.BondView:
+        """Lock coins. Raises BadBondTerms and what a payment raises."""
+        ...
+
+    async def spend(self, bond: str, request: p.BondSpend) -> p.BondView:
+        """Take one back. Raises NotFound, BondLocked, BadBondTerms, Rejected."""
+        ...
+
+    async def search(self, request: p.BondSearch) -> p.BondList:
+        """Find them from the mnemonic."""
         ...
 
 
@@ -420,3 +477,6 @@ class Services(Struct, frozen=True, kw_only=True):
     wallet: WalletService | None = None
     disputes: Disputes | None = None
     cases: Cases | None = None
+    personas: Personas | None = None
+    receipts: TradeReceipts | None = None
+    bonds: BondDesk | None = None

@@ -38,6 +38,7 @@ from p2pnode.publisher import OwnContact
 from p2pnode.recall import Recall, reserve_in
 from p2pnode.reconcile import Reconciler
 from p2pnode.services.cases import CaseService
+from p2pnode.reputation.exchange import is_half
 from p2pnode.services.disputes import DisputeService
 from p2pnode.services.trades import TradeService
 from p2pnode.services.views import TradeViews
@@ -58,7 +59,7 @@ class Ground:
     clock: Clock
     notices: Notices
     trades: TradeStore
-    backend: ChainBackend
+    backend: FollowedChain
     wallet: Wallet
     files: AttachmentStore
     channels: Channels
@@ -175,10 +176,15 @@ class Trading:
         self.engine.refused(refusal.message.trade_id, refusal.code, refusal.text)
 
     # --- what the API asks ---------------------------------------------------------------------------------------
+        if is_half(refusal.message.raw, self._ground.config.network):
+            # A receipt is a courtesy: that the other does without is no event of the trade.
+            return
 
     def trade_service(self) -> TradeService:
         """Trades and what the user does in them."""
-        return TradeService(self.engine, self.views)
+        g = self._ground
+        fee_rate = partial(g.backend.fee_rate, g.config.wallet.fee_target_blocks)
+        return TradeService(self.engine, self.views, fee_rate)
 
     def dispute_service(self) -> DisputeService:
         """Settlements and disputes, for a party."""

@@ -46,7 +46,7 @@ class Verbs:
     def group(self, name: str, about: str) -> Verbs:
         """A group of verbs."""
         parser = self._below.add_parser(name, help=about, description=about, allow_abbrev=False)
-        return Verbs(parser, name)
+        return Verbs(parser, f"{self._group} {name}".strip())
 
     def all_run(self, run: Run) -> Bound:
         """As these, for verbs that one function carries out."""

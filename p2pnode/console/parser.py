@@ -9,7 +9,7 @@ import argparse
 from typing import Final
 
 from p2pnode.console.grammar import Parser, Verbs, common
-from p2pnode.console.verbs import network, node, offers, secondfactor, trades, wallet
+from p2pnode.console.verbs import network, node, offers, personas, secondfactor, trades, wallet
 
 EXIT_CODES: Final = """\
 exit codes:
@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     common(top)
     top.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     verbs = Verbs(top)
-    for family in (node, offers, trades, wallet, network, secondfactor):
+    for family in (node, offers, trades, wallet, personas, network, secondfactor):
         family.add(verbs)
     return top
 

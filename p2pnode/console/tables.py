@@ -12,7 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from p2pnode.api import schema as s
-from p2pnode.console import case_tables, dispute_tables
+from p2pnode.console import case_tables, dispute_tables, persona_tables
 from p2pnode.console.cells import (
     DEADLINES,
     SHORT,
@@ -98,6 +98,8 @@ def render(view: Struct) -> RenderableType:  # noqa: C901, PLR0911, PLR0912  (on
             return _arbiters(view)
         case s.ArbiterView():
             return _arbiter(view)
+        case _ if persona_tables.knows(view):
+            return persona_tables.render(view)
         case _ if case_tables.knows(view):
             return case_tables.render(view)
         case _:
@@ -310,11 +312,23 @@ def _arbiters(found: s.ArbiterList) -> RenderableType:
     if not found.arbiters:
         return Text("No arbiters are known yet.")
     table = columns(
-        "arbiter", "fee", "up to BTC", "currencies", "methods", "languages", "answers in", right=("up to BTC",)
+        "",
+        "arbiter",
+        "fee",
+        "up to BTC",
+        "currencies",
+        "methods",
+        "languages",
+        "answers in",
+        "bond",
+        "points",
+        "why",
+        right=("", "up to BTC", "points"),
     )
     for one in found.arbiters:
         row(
             table,
+            str(one.rank),
             one.persona + (" (you)" if one.mine else ""),
             _fee(one),
             format_sats(one.max_amount_sats),
@@ -322,8 +336,18 @@ def _arbiters(found: s.ArbiterList) -> RenderableType:
             ", ".join(one.methods) or "any",
             ", ".join(one.languages),
             f"{one.response_blocks} blocks",
+            _arbiters_bond(one),
+            str(one.points),
+            ", ".join(one.why),
         )
     return table
+
+
+def _arbiters_bond(one: s.ArbiterView) -> str:
+    if one.bond_sats is None:
+        return "none"
+    until = f" until block {one.bond_lock_height:,}" if one.bond_lock_height is not None else ""
+    return f"{btc(one.bond_sats)}{until}" + ("" if one.bond_state == "stands" else f" ({one.bond_state})")
 
 
 def _arbiter(one: s.ArbiterView) -> RenderableType:
@@ -337,7 +361,8 @@ def _arbiter(one: s.ArbiterView) -> RenderableType:
         ("languages", ", ".join(one.languages)),
         ("answers in", f"{one.response_blocks} blocks"),
         ("policy", one.policy),
-        ("bond", None if one.bond_sats is None else btc(one.bond_sats)),
+        ("bond", _arbiters_bond(one)),
+        ("points", f"{one.points}: {', '.join(one.why)}" if one.why else None),
         ("expires", when(one.expires)),
     ]
     return pairs(rows)

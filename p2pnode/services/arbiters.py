@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from p2pnode.api.schema import AnnounceRequest, ArbiterList, ArbiterView
@@ -9,7 +10,9 @@ from p2pnode.api.services import RoleMissing
 from p2pnode.arbiters import ArbiterDirectory, ArbiterTerms, Listed
 from p2pnode.publisher import Publisher
 from protocol.announcement import FeeTerms
+from protocol.bond import Bond
 from protocol.identity import SigningKey, persona_text
+from protocol.score import ArbiterMerit
 
 PLACING_SECONDS: Final = 5.0
 """How long an answer waits for the DHT to take a new record; the publisher goes on after it."""
@@ -24,8 +27,13 @@ class ArbiterService:
         publisher: Publisher | None = None,
         key: SigningKey | None = None,
         base_point: bytes | None = None,
+        bond: Callable[[], Bond | None] | None = None,
     ) -> None:
-        """`key` is the persona's, `base_point` its public arbiter base key; without them this node is no arbiter."""
+        """`key` is the persona's, `base_point` its public arbiter base key; without them this node is no arbiter.
+
+        `bond` gives the bond that the persona can show now.
+        """
+        self._bond = bond
         self._directory = directory
         self._publisher = publisher
         self._key = key
@@ -45,17 +53,24 @@ class ArbiterService:
             policy=request.policy,
             lifetime=request.lifetime_seconds,
         )
-        listed = await self._directory.announce(self._key, self._base_point, terms)
+        bond = None if self._bond is None else self._bond()
+        listed = await self._directory.announce(self._key, self._base_point, terms, bond)
         await self._publisher.placed(listed.envelope, PLACING_SECONDS)
         return self._view(listed)
 
-    async def list(self, currency: str | None, method: str | None) -> ArbiterList:
-        """Those with a living announcement that serve `currency` and `method` (None: any)."""
+    async def list(self, currency: str | None, method: str | None, language: str | None = None) -> ArbiterList:
+        """Those with a living announcement that serve `currency`, `method` and `language` (None: any), best first."""
         await self._directory.refresh()
-        return ArbiterList(arbiters=tuple(self._view(listed) for listed in self._directory.find(currency, method)))
+        found = self._directory.find(currency, method, language=language)
+        # Bonds may have been spent, and new ones buried, since the last look at the DHT.
+        await self._directory.ranking.check(found)
+        found = self._directory.find(currency, method, language=language)
+        return ArbiterList(arbiters=tuple(self._view(listed, place) for place, listed in enumerate(found, 1)))
 
-    def _view(self, listed: Listed) -> ArbiterView:
+    def _view(self, listed: Listed, place: int = 0) -> ArbiterView:
         value = listed.announcement
+        merit = self._directory.ranking.merit(listed)
+        state = self._directory.ranking.bond_state(listed)
         return ArbiterView(
             persona=persona_text(value.persona),
             announcement=listed.envelope.id.hex(),
@@ -72,4 +87,23 @@ class ArbiterService:
             bond_sats=None if value.bond is None else value.bond.value,
             created=value.created,
             expires=value.expires,
+            rank=place,
+            points=merit.points,
+            why=_why(merit, state),
+            bond_state=state,
+            bond_lock_height=None if value.bond is None else value.bond.lock_height,
         )
+
+
+def _why(merit: ArbiterMerit, bond_state: str) -> tuple[str, ...]:
+    """What the points are made of, in words."""
+    bond = {
+        "none": "no bond",
+        "stands": f"bond +{merit.bond}",
+        "spent": "bond spent +0",
+        "false": "bond not on the chain +0",
+        "contested": "bond shown for another persona as well +0",
+        "unchecked": "bond not checked yet +0",
+    }[bond_state]
+    parts = [bond, f"rulings in time +{merit.rulings}", f"weeks known +{merit.weeks}", f"fee -{merit.fee}"]
+    return tuple([*parts, f"late rulings -{merit.late}"] if merit.late else parts)

@@ -60,6 +60,8 @@ def named_arbiters(directory: ArbiterDirectory, personas: Sequence[bytes], need:
         listed = directory.newest_of(persona)
         if listed is None:
             raise NoArbiter(f"{persona_text(persona)} is not known as an arbiter: see `p2pnode arbiter list`")
+        if (why := directory.ranking.refusal(persona)) is not None:
+            raise NoArbiter(f"the arbiter {persona_text(persona)} is out of the question: {why}")
         if not need.served_by(listed):
             raise NoArbiter(f"the arbiter {persona_text(persona)} does not serve {need}")
         refs.append(ArbiterRef(persona, listed.envelope.id))
@@ -84,6 +86,8 @@ def kept_arbiters(directory: ArbiterDirectory, present: Sequence[ArbiterRef], ne
     """
     refs = []
     for ref in present:
+        if directory.ranking.refusal(ref.persona) is not None:
+            continue
         for listed in (directory.get(ref.announcement), directory.newest_of(ref.persona)):
             if listed is not None and need.served_by(listed):
                 refs.append(ArbiterRef(ref.persona, listed.envelope.id))
@@ -129,6 +133,8 @@ def choose_for_take(
         listed = directory.get(ref.announcement)
         if listed is None or listed.announcement.persona != ref.persona:
             troubles[ref.persona] = "its announcement has expired, was replaced, or is not known here"
+        elif (why := directory.ranking.refusal(ref.persona)) is not None:
+            troubles[ref.persona] = why
         elif not need.served_by(listed):
             troubles[ref.persona] = f"it does not serve {need}, or is a party of the trade"
         else:

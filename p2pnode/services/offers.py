@@ -102,6 +102,28 @@ class Taker(Protocol):
         ...
 
 
+class Gate(Protocol):
+    """Whom the user trades with (`p2pnode.reputation.gate`)."""
+
+    def hides(self, persona: bytes) -> bool:
+        """Whether offers of this persona are not to be shown."""
+        ...
+
+    async def consent(self, maker: bytes, amount: int) -> None:
+        """Whether the user's own rules allow a take. Raises a UserError."""
+        ...
+
+
+class _Open:
+    """Without lists and limits everybody is welcome."""
+
+    def hides(self, persona: bytes) -> bool:  # noqa: ARG002  (nobody is hidden)
+        return False
+
+    async def consent(self, maker: bytes, amount: int) -> None:  # noqa: ARG002  (nobody is refused)
+        return
+
+
 async def _at_once(_: Iterable[str]) -> None:
     """Whatever prices there are, are there."""
 
@@ -127,11 +149,16 @@ class OfferService:
         prices: Prices | None = None,
         prices_ready: Callable[[Iterable[str]], Awaitable[None]] = _at_once,
         currencies: Sequence[str] = CURRENCIES,
+        gate: Gate | None = None,
+        shown_trades: Callable[[], int] | None = None,
     ) -> None:
         """`prices` gives market prices, once `prices_ready` has returned.
 
-        `currencies` are looked up when somebody asks for all markets.
+        `currencies` are looked up when somebody asks for all markets. `shown_trades` counts the completed trades of
+        ours that a maker's node can prove; None: all that we know of.
         """
+        self._gate = gate or _Open()
+        self._shown_trades = shown_trades
         self._own = own
         self._book = book
         self._market = market
@@ -238,7 +265,11 @@ class OfferService:
         after = wanted.cursor
         while True:
             page = self._book.search(question, self._clock.now(), after=after)
-            shown += [entry for entry in page.entries if not self._ours_already(entry.offer)]
+            shown += [
+                entry
+                for entry in page.entries
+                if not self._ours_already(entry.offer) and not self._gate.hides(entry.offer.maker)
+            ]
             after = page.next
             if after is None or shown:
                 # A page may be shorter than asked for, but not empty while more follow.
@@ -288,6 +319,7 @@ class OfferService:
             raise BadTake(f"the offer takes {' and '.join(terms.methods)}, not {request.method}")
         details = self._details(request)
         self._check_requirements(terms)
+        await self._gate.consent(terms.maker, amount)
         chosen = await self._choose(terms, amount, request)
         trade_id = await self._taker.take(
             found.envelope,
@@ -343,9 +375,16 @@ class OfferService:
         asked = offer.requirements.completed_trades
         if not asked:
             return
-        done = sum(isinstance(stored.state.phase, st.Completed) for stored in self._trades.all())
-        if done < asked:
-            raise BadTake(f"the maker asks for {asked} completed trades, and you have {done}")
+        with_maker = sum(
+            stored.state.peer == offer.maker and isinstance(stored.state.phase, st.Completed)
+            for stored in self._trades.all()
+        )
+        shown = 0 if self._shown_trades is None else self._shown_trades()
+        if max(with_maker, shown) < asked:
+            raise BadTake(
+                f"the maker asks for {asked} completed trades that its node can prove, and you can show {shown}: "
+                "see `p2pnode trade receipt --publish`"
+            )
 
     async def _choose(self, offer: Offer, amount: int, request: TakeRequest) -> Chosen:
         wishes = TakeWishes(

@@ -376,7 +376,7 @@ class _Arbiters(_Part):
         self.twin.arbiters.append(view)
         return view
 
-    async def list(self, currency: str | None, method: str | None) -> s.ArbiterList:
+    async def list(self, currency: str | None, method: str | None, language: str | None = None) -> s.ArbiterList:
         await self.twin.work()
         return s.ArbiterList(arbiters=tuple(self.twin.arbiters))
 

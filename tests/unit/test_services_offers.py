@@ -559,7 +559,7 @@ async def test_a_maker_who_asks_for_experience_gets_it(nodes: list[Party]) -> No
     maker, taker, *_ = nodes
     made = await maker.offers.create(replace(DRAFT, min_completed_trades=1))
     await taker.offers.find(OfferFilter(currency="EUR"))
-    with pytest.raises(BadTake, match="1 completed trades, and you have 0"):
+    with pytest.raises(BadTake, match="1 completed trades that its node can prove, and you can show 0"):
         await taker.offers.take(made.id, TAKE)
     other = await maker.offers.create(DRAFT)
     await taker.offers.find(OfferFilter(currency="EUR"))

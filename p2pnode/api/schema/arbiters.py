@@ -45,6 +45,15 @@ class ArbiterView(Response, frozen=True, kw_only=True):
     bond_sats: Sats | None
     created: UnixTime
     expires: UnixTime
+    rank: int = 0
+    """Its place in the list, from 1; 0 where it stands alone."""
+    points: int = 0
+    """The sum that it is ranked by: SPEC section 14.4."""
+    why: tuple[str, ...] = ()
+    """What the points are made of."""
+    bond_state: str = "none"
+    """What our own chain says of the bond: none, stands, spent, false, contested, or unchecked."""
+    bond_lock_height: int | None = None
 
 
 class ArbiterList(Response, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ import argparse
 
 from p2pnode.console.asking import ask, busy
 from p2pnode.console.grammar import Verbs, typed
+from p2pnode.console.verbs import personas
 
 
 def add(top: Verbs) -> None:
@@ -18,6 +19,8 @@ def add(top: Verbs) -> None:
     listing = arbiter.add(arbiter_list, "list", "list the arbiters that this node knows")
     listing.add_argument("--currency", type=typed("currency"), metavar="CODE")
     listing.add_argument("--method", metavar="METHOD")
+    listing.add_argument("--language", metavar="CODE", help="like en or de")
+    personas.bond_verbs(arbiter)
     announce = arbiter.add(
         arbiter_announce,
         "announce",
@@ -60,4 +63,4 @@ def arbiter_announce(args: argparse.Namespace) -> int:
 
 def arbiter_list(args: argparse.Namespace) -> int:
     """`p2pnode arbiter list`."""
-    return ask(args, lambda node: busy("Looking up arbiters", node.arbiters(args.currency, args.method)))
+    return ask(args, lambda node: busy("Looking up arbiters", node.arbiters(args.currency, args.method, args.language)))

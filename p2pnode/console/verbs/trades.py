@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from p2pnode.console.asking import as_json, ask, busy, sure, wait
 from p2pnode.console.dispute_parser import dispute_verbs, talk_verbs
 from p2pnode.console.grammar import Verbs, trade_id, typed, waits, yes
+from p2pnode.console.verbs import personas
 
 if TYPE_CHECKING:
     from p2pnode.client import Client, schema
@@ -53,6 +54,7 @@ def add(top: Verbs) -> None:
 def _psbt_verb(verbs: Verbs) -> None:
     psbt = verbs.add(
         trade_psbt,
+    personas.trade_verbs(verbs)
         "psbt",
         "PSBTs of a trade, for coins whose keys are in another wallet",
         "  p2pnode trade psbt 81bd02f7 --out funding.psbt          what is to be signed\n"
