@@ -24,6 +24,7 @@ from dht.records import Record, Registry
 from dht.rpc import Asker, Call, Limits, Peer, Rng, Rpc
 from dht.search import FindNodes, Found, GetValue, PutResult, PutValue, Search
 from dht.storage import Outcome, Put, Storage
+from dht.tables import Tables
 from dht.upkeep import Upkeep
 from dht.watch import Watchers, Watching
 
