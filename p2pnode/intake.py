@@ -134,7 +134,6 @@ class Cases(Protocol):
         ...
 
 
-class Intake:
 class Gate(Protocol):
     """What intake asks before a stranger's take withdraws an offer of ours."""
 
@@ -151,6 +150,7 @@ class Receipts(Protocol):
         ...
 
 
+class Intake:
     """The deliver service: trade envelopes from the channels."""
 
     def __init__(
@@ -172,11 +172,11 @@ class Receipts(Protocol):
         """
         self.cases: Cases | None = None
         """Takes what is addressed to us as an arbiter; None: this node is none."""
-        self._engine = engine
         self.gate: Gate | None = None
         """Asked about each taker; None: everybody may take."""
         self.receipts: Receipts | None = None
         """Takes halves of receipts; None: they are refused."""
+        self._engine = engine
         self._trades = engine.trades
         self._makers = makers
         self._contacts = contacts
@@ -205,12 +205,12 @@ class Receipts(Protocol):
             if self.on_returned is not None:
                 self.on_returned(envelope, unpack(envelope.body, Returned, limit=kind.limit))
             return b""
-        known = self._trades.find_message(envelope.id, out=False)
         if kind is Kind.RECEIPT_HALF:
             if self.receipts is None:
                 raise UnknownTrade
             self.receipts.deliver(envelope)
             return b""
+        known = self._trades.find_message(envelope.id, out=False)
         if known is not None:
             # An id does not cover the signer: a stranger's copy of a message is no repetition of it.
             if parse_envelope(known, self._network).signer != envelope.signer:
@@ -223,8 +223,8 @@ class Receipts(Protocol):
             message = decode(envelope)
             if isinstance(message.payload, Take):
                 await self._check_coins(message.payload)
-                self._take(message, message.payload)
                 await self._check_taker(message, message.payload)
+                self._take(message, message.payload)
             else:
                 self._follow_up(message)
         except Diverged:
@@ -272,7 +272,6 @@ class Receipts(Protocol):
             if await self._unspent(coin) is False:
                 raise NoSuchCoins
 
-    def _check_bargain(self, take: Take, offer: Offer, now: int) -> None:
     async def _check_taker(self, message: Message, take: Take) -> None:
         """Whether the user wants this counterparty, and this arbiter."""
         if self.gate is None:
@@ -286,6 +285,7 @@ class Receipts(Protocol):
         arbiters = tuple(parse_envelope(raw, self._network, limit=Kind.ARBITER.limit).signer for raw in raws)
         await self.gate.admit(take.party.persona, offer, take.bargain.amount, arbiters)
 
+    def _check_bargain(self, take: Take, offer: Offer, now: int) -> None:
         bargain = take.bargain
         if not offer.amount_min <= bargain.amount <= offer.amount_max:
             raise TermsRefused("the amount is outside the offer's range")

@@ -55,8 +55,8 @@ from p2pnode.api.schema import (
     TradeView,
     UtxoList,
 )
-from p2pnode.web.sessions import Session
 from p2pnode.api.schema import personas as p
+from p2pnode.web.sessions import Session
 from protocol.errors import UserError
 
 

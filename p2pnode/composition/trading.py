@@ -37,8 +37,8 @@ from p2pnode.prices import PriceFeeds
 from p2pnode.publisher import OwnContact
 from p2pnode.recall import Recall, reserve_in
 from p2pnode.reconcile import Reconciler
-from p2pnode.services.cases import CaseService
 from p2pnode.reputation.exchange import is_half
+from p2pnode.services.cases import CaseService
 from p2pnode.services.disputes import DisputeService
 from p2pnode.services.trades import TradeService
 from p2pnode.services.views import TradeViews
@@ -59,7 +59,7 @@ class Ground:
     clock: Clock
     notices: Notices
     trades: TradeStore
-    backend: FollowedChain
+    backend: ChainBackend
     wallet: Wallet
     files: AttachmentStore
     channels: Channels
@@ -173,12 +173,12 @@ class Trading:
         return desk
 
     def _refused(self, refusal: Refusal) -> None:
-        self.engine.refused(refusal.message.trade_id, refusal.code, refusal.text)
-
-    # --- what the API asks ---------------------------------------------------------------------------------------
         if is_half(refusal.message.raw, self._ground.config.network):
             # A receipt is a courtesy: that the other does without is no event of the trade.
             return
+        self.engine.refused(refusal.message.trade_id, refusal.code, refusal.text)
+
+    # --- what the API asks ---------------------------------------------------------------------------------------
 
     def trade_service(self) -> TradeService:
         """Trades and what the user does in them."""

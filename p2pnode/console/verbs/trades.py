@@ -46,6 +46,7 @@ def add(top: Verbs) -> None:
     trade_id(cancel)
     cancel.add_argument("--reason", default="", metavar="TEXT", help="a line for the counterparty")
     _psbt_verb(verbs)
+    personas.trade_verbs(verbs)
     talk_verbs(verbs.all_run(dispute), typed)
     disputes = top.group("dispute", "Settle, or ask an arbiter; decide as one; verify.")
     dispute_verbs(disputes.all_run(dispute), typed, yes)
@@ -54,7 +55,6 @@ def add(top: Verbs) -> None:
 def _psbt_verb(verbs: Verbs) -> None:
     psbt = verbs.add(
         trade_psbt,
-    personas.trade_verbs(verbs)
         "psbt",
         "PSBTs of a trade, for coins whose keys are in another wallet",
         "  p2pnode trade psbt 81bd02f7 --out funding.psbt          what is to be signed\n"
