@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Self
 
 from dht.node import DhtNode, Seed
 from dht.topics import contact_topic
-from escrow.chain.base import ChainBackend
+from escrow.chain.follow import FollowedChain
 from escrow.wallet.base import Wallet
 from p2pnode.api.server import ApiServer
 from p2pnode.api.services import Services
@@ -257,7 +257,7 @@ class App:
         expiring = () if standing is None else (standing.forget_expired,)
         self._every_minute(book.expire, own.expire, contacts.forget_expired, *expiring)
 
-    async def _coins(self, database: Database) -> tuple[ChainBackend, Wallet]:
+    async def _coins(self, database: Database, notices: Notices) -> tuple[FollowedChain, Wallet]:
         """The chain backend and the wallet, both started."""
         backend = make_backend(self.config, self.clock)
         self._parts.push_async_callback(backend.close)

@@ -156,6 +156,11 @@ class Client:
         """Seller: release the coins."""
         return await self._write("POST", f"/trades/{_id(trade)}/release", schema.TradeView, schema.Empty())
 
+    async def trade_raise_fee(self, trade: str, fee_rate: int | None = None) -> schema.TradeView:
+        """Propose a higher fee rate (satoshis per 1,000 vB; None: what the chain asks) for the payout that waits."""
+        request = schema.RaiseFeeRequest(fee_rate_sats_per_kvb=fee_rate)
+        return await self._write("POST", f"/trades/{_id(trade)}/fee", schema.TradeView, request)
+
     async def trade_cancel(self, trade: str, reason: str = "") -> schema.TradeView:
         """Leave a trade that is not funded."""
         return await self._write(

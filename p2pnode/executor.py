@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Final, Protocol, assert_never
 
 from escrow.chain.base import ChainBackend, Rejected
-from escrow.inputs import assemble_funding, check_witnesses
-from escrow.payout import assemble_payout, derive_payout, sign_payout
+from escrow.inputs import check_witnesses
+from escrow.payout import derive_payout, sign_payout
 from escrow.psbtplan import previous_by_txid
-from escrow.script import Role
-from escrow.verify import gate_funding, gate_payout
 from escrow.wallet.base import Wallet
 from p2pnode.chainwatch import ChainWatch
 from p2pnode.clock import Clock
-from p2pnode.contracting import Derived, agreed_arbiters, derive
+from p2pnode.completing import contract_of, funding_of, outcome_of, release_of
+from p2pnode.contracting import agreed_arbiters, derive
 from p2pnode.contribution import Contributor
 from p2pnode.engine import Engine, own_persona
 from p2pnode.keyring import Keyring
@@ -33,12 +32,12 @@ from protocol import dispute_events as dv
 from protocol import trade_events as ev
 from protocol import trade_state as st
 from protocol.contract import build_contract, sign_contract
-from protocol.errors import Action, IllegalTransition, LocalError, P2PError
+from protocol.errors import Action, IllegalTransition, P2PError
 from protocol.messages import Accept, Details, decode
 from protocol.outcome import Outcome
-from protocol.trade import WITHDRAWN, witnesses_of
+from protocol.trade import WITHDRAWN
 from protocol.trade_state import TERMINAL, TradeState
-from protocol.types import Branch, Side
+from protocol.types import Branch
 from protocol.wire import parse_envelope
 
 FIRST_PAUSE: Final = 0.25
@@ -49,12 +48,6 @@ RECLAIM_RATE_FACTOR: Final = 2
 """A reclaim must beat the transaction that it replaces, and be mined before the counterparty thinks again."""
 
 log = logging.getLogger(__name__)
-
-
-class NotDerivable(LocalError):
-    """The trade has no contract yet, so nothing can be derived from it."""
-
-    code = 1305
 
 
 class Makers(Protocol):
@@ -182,7 +175,8 @@ class Executor:
             case ev.StopWatching():
                 await self._watch.unwatch(state)
             case ev.SignPayout():
-                return ev.PayoutSigned(sign_payout(_derived(state).payout, self._escrow_secret(state)))
+                release = derive(contract_of(state), state.network).payout
+                return ev.PayoutSigned(sign_payout(release, self._escrow_secret(state)))
             case ev.BroadcastPayout():
                 return await self._broadcast_payout(state)
             case ev.ReclaimCoins():
@@ -237,9 +231,8 @@ class Executor:
         if not isinstance(state.phase, st.SigningFunding):
             # The user may have left while a person was asked to sign; what was asked for later must not wait for that.
             return None
-        derived = _derived(state)
-        if state.contract is None:
-            raise NotDerivable
+        contract = contract_of(state)
+        derived = derive(contract, state.network)
         await asyncio.to_thread(self._files.export, state)
         plan = derived.funding
         witnesses: tuple[tuple[bytes, ...], ...] = ()
@@ -247,7 +240,7 @@ class Executor:
             previous = self._previous(accept, state)
             witnesses = await self.signer.sign_funding(plan, state.side, previous, holder=state.trade_id)
         check_witnesses(plan, state.side, witnesses)
-        signature = sign_contract(state.contract, state.network, self._keyring.persona_key(own_persona(state)).seed)
+        signature = sign_contract(contract, state.network, self._keyring.persona_key(own_persona(state)).seed)
         return ev.FundingSigned(witnesses, signature, accept)
 
     def _previous(self, accept: Accept | None, state: TradeState) -> dict[bytes, bytes]:
@@ -264,49 +257,35 @@ class Executor:
         if isinstance(state.phase, TERMINAL):
             # The chain spoke first: a rival of the funding is buried, or the trade is over.
             return None
-        if state.contract is None:
-            raise NotDerivable
-        plan = _derived(state).funding
-        tx = assemble_funding(plan, witnesses_of(state, Side.BUY), witnesses_of(state, Side.SELL))
-        gate_funding(state.contract, state.network, tx)
+        tx = funding_of(state)
         try:
             await self._backend.broadcast(tx)
         except Rejected as e:
-            return ev.FundingRefused(e.reason)
+            return ev.FundingDelayed(e.reason) if e.too_cheap else ev.FundingRefused(e.reason)
         return ev.FundingBroadcast()
 
     async def _broadcast_payout(self, state: TradeState) -> ev.TradeEvent | None:
-        payout = state.payout
-        if state.contract is None or payout.own_signature is None or payout.peer_signature is None:
-            raise NotDerivable
-        plan = _derived(state).payout
-        signatures = {Role.of(state.side): payout.own_signature, Role.of(state.side.other): payout.peer_signature}
-        tx = assemble_payout(plan, signatures)
-        gate_payout(state.contract, state.network, tx)
         try:
-            return ev.PayoutBroadcast(await self._backend.broadcast(tx))
+            return ev.PayoutBroadcast(await self._backend.broadcast(release_of(state)))
         except Rejected as e:
+            if e.too_cheap and state.payout.depth is None:
+                return ev.PayoutDelayed(e.reason)
             self._check_unspent(state, e)
             return None
 
     def _sign_outcome(self, outcome: Outcome, state: TradeState) -> ev.TradeEvent:
         """Our signature on a settlement's or a ruling's payout, as we derive it ourselves."""
-        if state.contract is None:
-            raise NotDerivable
-        plan = derive_payout(state.contract, state.network, outcome)
+        plan = derive_payout(contract_of(state), state.network, outcome)
         return dv.OutcomeSigned(outcome, plan.txid, sign_payout(plan, self._escrow_secret(state, plan.branch)))
 
     async def _broadcast_outcome(self, txid: bytes, state: TradeState) -> ev.TradeEvent | None:
         """A settlement or a ruling, from the two signatures that we hold."""
-        completed = signatures_for(state, txid)
-        if state.contract is None or completed is None:
-            raise NotDerivable
-        outcome, signatures = completed
-        tx = assemble_payout(derive_payout(state.contract, state.network, outcome), signatures)
-        gate_payout(state.contract, state.network, tx, outcome)
+        tx = outcome_of(state, txid)
         try:
             return dv.OutcomeBroadcast(await self._backend.broadcast(tx))
         except Rejected as e:
+            if e.too_cheap and state.payout.depth is None:
+                return ev.PayoutDelayed(e.reason)
             self._check_unspent(state, e)
             return None
 
@@ -320,21 +299,3 @@ class Executor:
     def _escrow_secret(self, state: TradeState, branch: Branch = Branch.MAIN) -> bytes:
         main, backup = self._keyring.escrow_secrets(state.trade_id, state.side)
         return main if branch is Branch.MAIN else backup
-
-
-def signatures_for(state: TradeState, txid: bytes) -> tuple[Outcome, dict[Role, bytes]] | None:
-    """The settlement or ruling whose payout is `txid`, with its two signatures; None while one is missing."""
-    own, peer = Role.of(state.side), Role.of(state.side.other)
-    option = state.settlement.find(txid)
-    if option is not None and option.own_signature is not None and option.peer_signature is not None:
-        return option.outcome, {own: option.own_signature, peer: option.peer_signature}
-    for ruling in state.dispute.rulings if state.dispute is not None else ():
-        if ruling.txid == txid and ruling.own_signature is not None:
-            return ruling.outcome, {own: ruling.own_signature, Role.ARBITER: ruling.arbiter_signature}
-    return None
-
-
-def _derived(state: TradeState) -> Derived:
-    if state.contract is None:
-        raise NotDerivable
-    return derive(state.contract, state.network)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import assert_never
 
+from msgspec.structs import replace
+
 from escrow.errors import BadPayout
 from escrow.payout import PayoutPlan, check_payout_signature, derive_payout
 from escrow.script import Role
@@ -25,8 +27,8 @@ from protocol.case_messages import (
 )
 from protocol.contract import Contract
 from protocol.errors import Malformed
-from protocol.messages import Agreed, ChatLine, Proposal
-from protocol.outcome import Outcome, SettlementOutcome
+from protocol.messages import Agreed, ChatLine, FeeProposal, Proposal
+from protocol.outcome import Outcome, RulingOutcome, SettlementOutcome
 from protocol.ruling import BadRuling, check_ruling, read_ruling, text_hash
 from protocol.trade_state import TradeState
 from protocol.types import Network
@@ -50,11 +52,22 @@ def proposal_event(proposal: Proposal, state: TradeState, contract: Contract) ->
     return dv.ProposalReceived(proposal, plan.txid)
 
 
+def fee_event(proposal: FeeProposal, state: TradeState, contract: Contract) -> ev.TradeEvent:
+    """The agreed payout at a higher rate, signed by the peer. Raises Malformed, BadPayoutSignature."""
+    outcome = state.outcome_of(proposal.payout_txid)
+    if outcome is None or isinstance(outcome, RulingOutcome):
+        raise Malformed("the peer would raise the fee of a payout that both have not agreed on")
+    raised = replace(outcome, rate=proposal.rate)
+    plan = plan_of(contract, state.network, raised)
+    check_payout_signature(plan, Role.of(state.side.other), proposal.payout_signature)
+    return dv.FeeProposalReceived(proposal, raised, plan.txid)
+
+
 def agreed_event(agreed: Agreed, state: TradeState, contract: Contract) -> ev.TradeEvent:
-    """The peer's signature on a settlement of ours. Raises Malformed, BadPayoutSignature."""
-    option = state.settlement.find(agreed.payout_txid)
+    """The peer's signature on a settlement or a higher fee rate of ours. Raises Malformed, BadPayoutSignature."""
+    option = state.settlement.find(agreed.payout_txid) or state.payout.variant(agreed.payout_txid)
     if option is None:
-        raise Malformed("the peer agrees to a settlement that was never proposed")
+        raise Malformed("the peer agrees to a payout that was never proposed")
     plan = plan_of(contract, state.network, option.outcome)
     check_payout_signature(plan, Role.of(state.side.other), agreed.payout_signature)
     return dv.AgreedReceived(agreed)

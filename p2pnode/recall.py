@@ -49,7 +49,7 @@ from protocol.case_messages import CaseMessage, CaseOpening, decode_case
 from protocol.contract import Contract, Party, build_contract, sign_contract, trade_id, verify_contract
 from protocol.errors import BadSignature, IllegalTransition, Malformed
 from protocol.offer import Offer
-from protocol.outcome import SettlementOutcome
+from protocol.outcome import RulingOutcome, SettlementOutcome
 from protocol.types import Network, Side
 from protocol.wire import Envelope, Kind, envelope_id, open_envelope, pack
 
@@ -305,6 +305,19 @@ class Recall:
                 txid = derive_payout(contract, self._network, outcome).txid
                 asked = () if state.settlement.signing == outcome else (dv.ProposeSettlement(buyer_due, rate),)
                 return *self._buried(state, contract), *asked, dv.OutcomeSigned(outcome, txid, signature)
+            case ms.FeeProposal(txid, rate, signature):
+                agreed = state.outcome_of(txid)
+                if agreed is None or isinstance(agreed, RulingOutcome):
+                    raise OutOfOrder
+                raised = replace(agreed, rate=rate)
+                higher = derive_payout(contract, self._network, raised).txid
+                waits = () if isinstance(state.phase, st.Settling) else (ev.EscrowSpent(txid, 0),)
+                asking = () if state.payout.raising == raised else (dv.RaiseFee(rate),)
+                signing = (*asking, dv.OutcomeSigned(raised, higher, signature))
+                return *self._buried(state, contract), *waits, *signing
+            case ms.Agreed(txid, signature) if (variant := state.payout.variant(txid)) is not None:
+                # A node answers that by itself.
+                return (dv.OutcomeSigned(variant.outcome, txid, signature),)
             case ms.Agreed(txid, signature):
                 option = state.settlement.find(txid)
                 if option is None:

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack, suppress
 from decimal import Decimal
 from pathlib import Path
@@ -132,6 +132,22 @@ class RegtestNode:
             self.kill()
         raise RegtestError(f"bitcoind found no free ports in {_PORT_ATTEMPTS} attempts")
 
+    async def start_on(self, ports: tuple[int, int, int], *extra_args: str) -> Self:
+        """Start again where others look for it: on these ports (RPC, P2P, ZMQ), this time with more options.
+
+        Raises RegtestError, also when a port is taken by now.
+        """
+        binary, usual = self._binary or find_bitcoind(), self._args
+        self._args = (*usual, *extra_args)
+        try:
+            self._spawn(binary, ports)
+        finally:
+            self._args = usual
+        if not await self._ready():
+            self.kill()
+            raise RegtestError("one of bitcoind's ports is taken by another program")
+        return self
+
     async def stop(self) -> None:
         """Ask bitcoind to shut down, as an operator's SIGTERM does, and wait; nothing to do if it is not running."""
         process = self._process
@@ -169,8 +185,8 @@ class RegtestNode:
         """The process id, or None when not running."""
         return self._process.pid if self._process else None
 
-    def _spawn(self, binary: Path) -> None:
-        self.rpc_port, self.p2p_port, self.zmq_port = _free_ports(3)
+    def _spawn(self, binary: Path, ports: Sequence[int] | None = None) -> None:
+        self.rpc_port, self.p2p_port, self.zmq_port = ports or _free_ports(3)
         self.cookie_path.unlink(missing_ok=True)
         zmq = f"tcp://127.0.0.1:{self.zmq_port}"
         command = [

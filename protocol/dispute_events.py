@@ -19,9 +19,10 @@ from protocol.messages import (
     Disputed,
     Extension,
     ExtensionRequest,
+    FeeProposal,
     Proposal,
 )
-from protocol.outcome import Outcome, RulingOutcome
+from protocol.outcome import Agreement, Outcome, RulingOutcome
 from protocol.ruling import Equivocation
 from protocol.types import Branch
 
@@ -39,6 +40,12 @@ class AcceptSettlement(Struct, frozen=True, tag=True):
     """Complete and broadcast the settlement that the peer proposed, named by its payout's txid."""
 
     txid: bytes
+
+
+class RaiseFee(Struct, frozen=True, tag=True):
+    """Sign the agreed payout again at this fee rate (sat per 1,000 vB), and ask the peer's node to do the same."""
+
+    rate: int
 
 
 class RequestExtension(Struct, frozen=True, tag=True):
@@ -104,6 +111,14 @@ class AgreedReceived(Struct, frozen=True, tag=True):
     """The peer completed a settlement that we had signed; its signature is valid."""
 
     message: Agreed
+
+
+class FeeProposalReceived(Struct, frozen=True, tag=True):
+    """The peer signed the payout `txid`: what we agreed on, at a higher rate. Its signature is valid."""
+
+    message: FeeProposal
+    outcome: Agreement
+    txid: bytes
 
 
 class ExtensionRequested(Struct, frozen=True, tag=True):
@@ -198,6 +213,7 @@ class OutcomeBroadcast(Struct, frozen=True, tag=True):
 DisputeCommand = (
     ProposeSettlement
     | AcceptSettlement
+    | RaiseFee
     | RequestExtension
     | GrantExtension
     | SendChat
@@ -210,6 +226,7 @@ DisputeCommand = (
 DisputePeerEvent = (
     ProposalReceived
     | AgreedReceived
+    | FeeProposalReceived
     | ExtensionRequested
     | ExtensionReceived
     | ChatReceived

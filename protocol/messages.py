@@ -159,6 +159,17 @@ class Agreed(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     payout_signature: EcdsaDer
 
 
+class FeeProposal(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Either to the other: the payout that we agreed on waits; my signature on the same at this fee rate is here.
+
+    The answer is an Agreed. `payout_txid` is the payout that should be replaced.
+    """
+
+    payout_txid: Txid
+    rate: FeeRate
+    payout_signature: EcdsaDer
+
+
 class Extension(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Seller to buyer: the payment window is so many blocks longer."""
 
@@ -218,6 +229,7 @@ Payload = (
     | Disputed
     | Proposal
     | Agreed
+    | FeeProposal
     | Extension
     | ExtensionRequest
     | ChatLine
@@ -235,6 +247,7 @@ KIND_OF: Final[dict[type[Payload], Kind]] = {
     Disputed: Kind.DISPUTED,
     Proposal: Kind.PROPOSAL,
     Agreed: Kind.AGREED,
+    FeeProposal: Kind.FEE_PROPOSAL,
     Extension: Kind.EXTENSION,
     ExtensionRequest: Kind.EXTENSION_REQUEST,
     ChatLine: Kind.CHAT,

@@ -51,6 +51,13 @@ Agreement = ReleaseOutcome | SettlementOutcome
 Outcome = ReleaseOutcome | SettlementOutcome | RulingOutcome
 
 
+def same_dues(one: Agreement, other: Agreement) -> bool:
+    """Whether two payouts that the parties sign give each the same, before fees."""
+    if isinstance(one, SettlementOutcome) and isinstance(other, SettlementOutcome):
+        return one.buyer_due == other.buyer_due
+    return isinstance(one, ReleaseOutcome) and isinstance(other, ReleaseOutcome)
+
+
 def pot(contract: Contract) -> int:
     """The satoshis that a settlement divides."""
     return contract.amount + contract.buyer_deposit + contract.seller_deposit

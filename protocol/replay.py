@@ -23,7 +23,7 @@ from protocol import trade_state as st
 from protocol.casefile import CheckedCase
 from protocol.contract import Contract, details_hash, verify_contract
 from protocol.errors import IllegalTransition, P2PError
-from protocol.outcome import Outcome, ReleaseOutcome, SettlementOutcome
+from protocol.outcome import Agreement, Outcome, ReleaseOutcome, SettlementOutcome
 from protocol.trade import step
 from protocol.types import Network, Side
 
@@ -104,7 +104,11 @@ class _Referee:
         proposed = [m.payload for m in case.transcript.messages if isinstance(m.payload, ms.Proposal)]
         outcomes = [SettlementOutcome(p.buyer_due, p.rate) for p in proposed]
         self._txids: dict[Outcome, bytes] = {}
-        self._proposals = {self._txid(outcome): outcome for outcome in outcomes}
+        self._proposals: dict[bytes, Agreement] = {self._txid(outcome): outcome for outcome in outcomes}
+        self._payouts: dict[bytes, Agreement] = {**self._proposals, self._facts.payout_txid: ReleaseOutcome()}
+        for message in case.transcript.messages:
+            if isinstance(message.payload, ms.FeeProposal) and (raised := self._raised(message.payload)) is not None:
+                self._payouts[self._txid(raised)] = self._proposals[self._txid(raised)] = raised
 
     def run(self) -> Replay:
         for message in self._case.transcript.messages:
@@ -155,6 +159,9 @@ class _Referee:
                 return None if txid == self._facts.payout_txid else "named another payout than the contract's"
             case ms.Proposal(buyer_due, rate, signature):
                 return self._payout(side, SettlementOutcome(buyer_due, rate), signature)
+            case ms.FeeProposal(_, _, signature):
+                raised = self._raised(payload)
+                return self._payout(side, raised, signature) if raised else "would raise the fee of a foreign payout"
             case ms.Agreed(txid, signature):
                 outcome = self._proposed(txid)
                 return self._payout(side, outcome, signature) if outcome else "agreed to what nobody had proposed"
@@ -184,7 +191,12 @@ class _Referee:
             return f"signed a payout that the contract forbids: {e.detail}"
         return None if good else "gave a payout signature that is not valid"
 
-    def _proposed(self, txid: bytes) -> SettlementOutcome | None:
+    def _raised(self, proposal: ms.FeeProposal) -> Agreement | None:
+        """What a proposal of a fee rate is about; None for a payout that the record does not know."""
+        base = self._payouts.get(proposal.payout_txid)
+        return None if base is None else replace(base, rate=proposal.rate)
+
+    def _proposed(self, txid: bytes) -> Agreement | None:
         return self._proposals.get(txid)
 
     def _txid(self, outcome: Outcome) -> bytes:
@@ -244,6 +256,9 @@ class _Referee:
                 self._sign_funding(sender)
                 if sender.state is not None and not sender.state.buried:
                     sender.feed((self._buried(),))
+                if isinstance(payload, ms.FeeProposal):
+                    # Its chain showed it what waits.
+                    sender.feed((ev.EscrowSpent(payload.payout_txid, 0),))
 
     def _buried(self) -> ev.FundingConfirmed:
         return ev.FundingConfirmed(self._case.contract.confirmations, 1)
@@ -286,8 +301,14 @@ class _Referee:
                 return dv.ProposeSettlement(buyer_due, rate), signed_outcome
             case ms.Agreed(txid, signature):
                 proposed = self._proposed(txid) or SettlementOutcome(0, 0)
+                if state is not None and proposed == state.payout.raising:
+                    # A node answers that by itself.
+                    return (dv.OutcomeSigned(proposed, txid, signature), dv.OutcomeBroadcast(txid))
                 signed_too = dv.OutcomeSigned(proposed, txid, signature)
                 return dv.AcceptSettlement(txid), signed_too, dv.OutcomeBroadcast(txid)
+            case ms.FeeProposal(_, rate, signature):
+                raised = self._raised(payload) or ReleaseOutcome(rate)
+                return dv.RaiseFee(rate), dv.OutcomeSigned(raised, self._txid(raised), signature)
             case ms.Disputed(claim):
                 window = (ev.TimerFired("payment"),) if state is not None and not state.buys else ()
                 return *window, dv.OpenDispute(claim)
@@ -326,6 +347,9 @@ class _Referee:
                 return (dv.ProposalReceived(payload, self._txid(SettlementOutcome(buyer_due, rate))),)
             case ms.Agreed():
                 return (dv.AgreedReceived(payload),)
+            case ms.FeeProposal():
+                raised = self._raised(payload)
+                return (dv.FeeProposalReceived(payload, raised, self._txid(raised)),) if raised is not None else ()
             case ms.Disputed():
                 return (dv.DisputedReceived(payload),)
             case ms.Extension():

@@ -15,6 +15,7 @@ The handlers, in the order of a trade's life:
 * `trade_escrow`: what our chain backend sees of the funding and of what spends it;
 * `trade_paying`: payment details, payment, release;
 * `trade_settling`: another division of the escrow by agreement, more time to pay, chat;
+* `trade_raising`: the same payout at a higher fee rate;
 * `trade_dispute`: the arbiters.
 
 A settlement or a dispute is no phase but a fact beside it: the phase says how the trade stands, and a release stays
@@ -24,7 +25,7 @@ that is legal.
 
 from __future__ import annotations
 
-from protocol import trade_dispute, trade_escrow, trade_paying, trade_settling
+from protocol import trade_dispute, trade_escrow, trade_paying, trade_raising, trade_settling
 from protocol import trade_events as ev
 from protocol import trade_state as st
 from protocol.errors import IllegalTransition
@@ -36,7 +37,7 @@ from protocol.types import Seat
 
 __all__ = ["ANSWER_SECONDS", "FUNDING_DEADLINE_BLOCKS", "TRANSITIONS", "WITHDRAWN", "Step", "step", "witnesses_of"]
 
-HANDLERS = (trade_escrow, trade_paying, trade_settling, trade_dispute)
+HANDLERS = (trade_escrow, trade_paying, trade_settling, trade_raising, trade_dispute)
 """Loaded for what they enter in the table, besides `trade_agreeing`."""
 
 

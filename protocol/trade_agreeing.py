@@ -159,6 +159,14 @@ def _funding_refused(state: TradeState, event: ev.FundingRefused) -> Step:
     return close(state, st.Cancelled(), text, ev.SendMessage(Decline(WITHDRAWN, text)))
 
 
+@on((st.Funding, st.Funded, st.Paid, st.Releasing, st.Settling), ev.FundingDelayed, to=())
+def _funding_delayed(state: TradeState, event: ev.FundingDelayed) -> Step:
+    """It can be mined all the same, and is tried again at every block; a child of it may pay for both."""
+    del event
+    only(Side.SELL, state, "broadcast the funding")
+    return state, (ev.NotifyUser("funding-fee-too-low"),) if state.funding.depth is None else ()
+
+
 # --- leaving before anything is locked ---------------------------------------------------------------------------
 
 

@@ -29,6 +29,7 @@ from protocol.outcome import ReleaseOutcome, RulingOutcome, SettlementOutcome
 from protocol.ruling import arbiter_of
 from protocol.trade_escrow import ALIVE, deadlines, judge_spend
 from protocol.trade_events import Effect
+from protocol.trade_raising import is_raise, raise_signed
 from protocol.trade_settling import settlement_signed
 from protocol.trade_state import Answer, ArbiterFacts, DisputeFacts, RulingFacts, TradeState
 from protocol.trade_table import Step, agreed, on
@@ -288,6 +289,8 @@ def _complete_ruling(state: TradeState, event: dv.CompleteRuling) -> Step:
 
 @on(ALIVE, dv.OutcomeSigned, to=())
 def _outcome_signed(state: TradeState, event: dv.OutcomeSigned) -> Step:
+    if is_raise(state, event.outcome):
+        return raise_signed(state, event)
     match event.outcome:
         case SettlementOutcome():
             return settlement_signed(state, event.outcome, event.txid, event.signature)

@@ -156,7 +156,9 @@ def _rebroadcast(state: TradeState) -> tuple[Effect, ...]:
     if state.facts is not None and payout.own_signature is not None and payout.peer_signature is not None:
         ours.append((state.facts.payout_txid, ev.BroadcastPayout()))
     rulings = state.dispute.rulings if state.dispute is not None else ()
-    settled = [o.txid for o in state.settlement.options if o.own_signature is not None and o.peer_signature is not None]
+    signed_again = sorted(payout.variants, key=lambda v: v.outcome.rate or 0, reverse=True)
+    settled = [v.txid for v in signed_again if v.complete]
+    settled += [o.txid for o in state.settlement.options if o.complete]
     ruled = [r.txid for r in rulings if r.own_signature is not None]
     ours += [(txid, dv.BroadcastOutcome(txid)) for txid in (*settled, *ruled)]
     ours.sort(key=lambda candidate: candidate[0] != payout.txid)

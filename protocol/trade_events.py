@@ -215,6 +215,12 @@ class FundingBroadcast(Struct, frozen=True, tag=True):
     """Our backend took the funding transaction."""
 
 
+class FundingDelayed(Struct, frozen=True, tag=True):
+    """Our backend does not take the funding now: it pays less than the mempool's floor. It is tried again."""
+
+    text: str
+
+
 class FundingRefused(Struct, frozen=True, tag=True):
     """Our backend refused the funding transaction for good: it can't be mined."""
 
@@ -231,6 +237,12 @@ class PayoutBroadcast(Struct, frozen=True, tag=True):
     """Our backend took the payout."""
 
     txid: bytes
+
+
+class PayoutDelayed(Struct, frozen=True, tag=True):
+    """Our backend does not take the release now: it pays less than the mempool's floor. It is tried again."""
+
+    text: str
 
 
 class CoinsReclaimed(Struct, frozen=True, tag=True):
@@ -260,8 +272,10 @@ EffectResult = (
     | SignatureAwaited
     | FundingBroadcast
     | FundingRefused
+    | FundingDelayed
     | PayoutSigned
     | PayoutBroadcast
+    | PayoutDelayed
     | CoinsReclaimed
     | DisputeResult
 )

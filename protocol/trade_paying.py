@@ -100,6 +100,13 @@ def _payout_broadcast(state: TradeState, event: ev.PayoutBroadcast) -> Step:
     return new, (ev.SendMessage(Released(event.txid)),)
 
 
+@on((st.Funded, st.Paying, st.Paid, st.Releasing, st.Settling), ev.PayoutDelayed, to=())
+def _payout_refused(state: TradeState, event: ev.PayoutDelayed) -> Step:
+    """It stays signed: every block it is tried again, and the user may raise its fee."""
+    del event
+    return state, (ev.NotifyUser("payout-fee-too-low"),)
+
+
 @on((st.Paid, st.Settling, st.Completed), ev.ReleasedReceived, to=())
 def _released_received(state: TradeState, event: ev.ReleasedReceived) -> Step:
     """A courtesy: the trade completes when our own chain shows the payout, not before."""

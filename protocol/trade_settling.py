@@ -20,6 +20,7 @@ from protocol.errors import IllegalTransition
 from protocol.messages import Agreed, AttachmentOffer, ChatLine, Extension, ExtensionRequest, Proposal
 from protocol.outcome import SettlementOutcome, pot
 from protocol.trade_escrow import ALIVE, deadlines
+from protocol.trade_raising import raise_agreed
 from protocol.trade_state import Option, TradeState
 from protocol.trade_table import Step, agreed, on, only
 from protocol.types import Side
@@ -110,6 +111,9 @@ def _proposal_received(state: TradeState, event: dv.ProposalReceived) -> Step:
 @on((*ALIVE, *_OVER), dv.AgreedReceived, to=())
 def _agreed_received(state: TradeState, event: dv.AgreedReceived) -> Step:
     """The peer broadcasts; so do we, because two see to it better than one."""
+    raised = raise_agreed(state, event.message)
+    if raised is not None:
+        return raised
     option = state.settlement.find(event.message.payout_txid)
     if option is None or option.own_signature is None:
         raise IllegalTransition("we have signed no such settlement")
@@ -122,11 +126,15 @@ def _agreed_received(state: TradeState, event: dv.AgreedReceived) -> Step:
     return new, (dv.BroadcastOutcome(option.txid), ev.NotifyUser("settlement-agreed"))
 
 
-@on((st.Funded, st.Paying, st.Paid), dv.OutcomeBroadcast, to=(st.Settling,))
-@on((st.Releasing, st.Settling, *_OVER), dv.OutcomeBroadcast, to=())
+@on((st.Funded, st.Paying, st.Paid, st.Releasing), dv.OutcomeBroadcast, to=(st.Settling,))
+@on((st.Settling, *_OVER), dv.OutcomeBroadcast, to=())
 def _outcome_broadcast(state: TradeState, event: dv.OutcomeBroadcast) -> Step:
     """Our backend has it; another payout may still be faster, which the chain will tell."""
-    if not isinstance(state.phase, st.Funded | st.Paying | st.Paid):
+    if isinstance(state.phase, st.Settling) and not state.payout.depth:
+        # One at a higher fee rate replaces what waited.
+        outcome = state.outcome_of(event.txid)
+        return replace(state, payout=replace(state.payout, lost=False, txid=event.txid, outcome=outcome)), ()
+    if isinstance(state.phase, st.Settling | st.Completed | st.Anomalous):
         return replace(state, payout=replace(state.payout, lost=False)), ()
     payout = replace(state.payout, txid=event.txid, outcome=state.outcome_of(event.txid))
     return replace(state, phase=st.Settling(), payout=payout), ()

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from protocol.contract import Contract
 from protocol.messages import Claim, OpenedDetails, Take, WitnessStack
 from protocol.offer import Offer
-from protocol.outcome import Outcome, ReleaseOutcome, RulingOutcome, SettlementOutcome
+from protocol.outcome import Agreement, Outcome, ReleaseOutcome, RulingOutcome, SettlementOutcome
 from protocol.ruling import Equivocation, arbiter_of
 from protocol.types import Branch, Network, Seat, Side
 
@@ -141,11 +141,26 @@ class FundingFacts(Struct, frozen=True):
     awaited: bool = False
 
 
+class Variant(Struct, frozen=True):
+    """An agreed payout at a higher fee rate, which one side has signed, or both."""
+
+    outcome: Agreement
+    txid: bytes
+    own_signature: bytes | None = None
+    peer_signature: bytes | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether both have signed."""
+        return self.own_signature is not None and self.peer_signature is not None
+
+
 class PayoutFacts(Struct, frozen=True):
     """The release: signatures given. And what spends the escrow by our chain backend (`depth` as in FundingFacts).
 
     `outcome` is what that transaction `txid` is by the contract; None while unspent, or when we do not know it.
-    `lost`: it has left the chain and the mempool.
+    `lost`: it has left the chain and the mempool. `variants`: agreed payouts at higher fee rates; `raising`: the one
+    that our signature is being made for.
     """
 
     own_signature: bytes | None = None
@@ -155,6 +170,16 @@ class PayoutFacts(Struct, frozen=True):
     txid: bytes | None = None
     outcome: Outcome | None = None
     lost: bool = False
+    variants: tuple[Variant, ...] = ()
+    raising: Agreement | None = None
+
+    def variant(self, txid: bytes) -> Variant | None:
+        """The variant whose payout is `txid`."""
+        return next((v for v in self.variants if v.txid == txid), None)
+
+    def put(self, variant: Variant) -> PayoutFacts:
+        """The same with this variant in place of the one with its txid, or added."""
+        return replace(self, variants=(*(v for v in self.variants if v.txid != variant.txid), variant))
 
 
 class Option(Struct, frozen=True):
@@ -167,6 +192,11 @@ class Option(Struct, frozen=True):
     txid: bytes
     own_signature: bytes | None = None
     peer_signature: bytes | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether both have signed."""
+        return self.own_signature is not None and self.peer_signature is not None
 
 
 class SettlementFacts(Struct, frozen=True):
@@ -350,7 +380,7 @@ class TradeState(Struct, frozen=True):
         """What the transaction `txid` is by all that we know; None: it is not of this contract, or not yet known."""
         if self.facts is not None and txid == self.facts.payout_txid:
             return ReleaseOutcome()
-        option = self.settlement.find(txid)
+        option = self.settlement.find(txid) or self.payout.variant(txid)
         if option is not None:
             return option.outcome
         rulings = self.dispute.rulings if self.dispute is not None else ()

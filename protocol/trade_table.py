@@ -1,9 +1,9 @@
 """The one table of the trade machine, and how a handler enters it.
 
-The handlers lie in `trade_agreeing`, `trade_escrow`, `trade_paying`, `trade_settling` and `trade_dispute`; `trade`
-loads them all. A handler is a pure function of state and event; the decorator says for which phases it is, and where it
-may lead. A message that comes at a time when it changes nothing has a handler too: refusing it would break the chain of
-messages, and with it all that its sender says afterwards.
+The handlers lie in `trade_agreeing`, `trade_escrow`, `trade_paying`, `trade_settling`, `trade_raising` and
+`trade_dispute`; `trade` loads them all. A handler is a pure function of state and event; the decorator says for which
+phases it is, and where it may lead. A message that comes at a time when it changes nothing has a handler too: refusing
+it would break the chain of messages, and with it all that its sender says afterwards.
 """
 
 from __future__ import annotations

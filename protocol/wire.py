@@ -58,6 +58,7 @@ class Kind(IntEnum):
     RETURNED = 37
     EXTENSION = 38
     EXTENSION_REQUEST = 39
+    FEE_PROPOSAL = 40
     CHAT = 41
     ATTACHMENT = 43
     FETCH = 46
@@ -105,6 +106,7 @@ _LIMITS: Final[dict[Kind, int]] = {
     Kind.AGREED: 1_024,
     Kind.EXTENSION: 1_024,
     Kind.EXTENSION_REQUEST: 10_240,
+    Kind.FEE_PROPOSAL: 1_024,
     Kind.CHAT: 10_240,
     Kind.ATTACHMENT: 4_096,
     Kind.FETCH: 512,

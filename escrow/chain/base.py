@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from enum import Enum
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -149,6 +149,18 @@ class ChainStatus(msgspec.Struct, frozen=True):
     detail: str = ""
 
 
+class Report(Enum):
+    """What is told of a backend when it changes and lasts, beyond `status`; the values are topics of the event feed."""
+
+    WELL = "chain-well"
+    DEGRADED = "chain-degraded"
+    """Money moves, but fewer backends answer than are configured, or only one peer does."""
+    DISAGREEMENT = "chain-disagreement"
+    """Backends tell different things; where the quorum does not agree nothing moves."""
+    UNREACHABLE = "chain-unreachable"
+    """Nothing moves."""
+
+
 class ChainBackend(Protocol):
     """One view of the Bitcoin chain. Every method may raise `BackendUnreachable`."""
 
@@ -244,6 +256,10 @@ class WrongNetwork(ChainError):
     action = Action.STOP
 
 
+_FLOOR: Final = ("min relay fee not met", "mempool min fee not met", "mempool full")
+"""How bitcoind, and whoever asks one, says that a fee is too low for now."""
+
+
 class Rejected(ChainError):
     """The Bitcoin node will not take the transaction."""
 
@@ -254,6 +270,11 @@ class Rejected(ChainError):
         """Keep the node's own `reason`, such as `missing-inputs` or `min relay fee not met`."""
         super().__init__(f"the Bitcoin node refused the transaction: {reason}")
         self.reason = reason
+
+    @property
+    def too_cheap(self) -> bool:
+        """Whether its fee alone is the trouble, and may do later, or with a child that pays: it is under the floor."""
+        return any(words in self.reason for words in _FLOOR)
 
 
 class NotSynced(ChainError):

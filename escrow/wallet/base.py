@@ -252,12 +252,16 @@ class Wallet(Protocol):
         """
         ...
 
-    async def bump(self, txid: Txid, fee_rate: FeeRate, *, parent_fee: Sats | None = None) -> Bumped:
+    async def bump(
+        self, txid: Txid, fee_rate: FeeRate, *, parent_fee: Sats | None = None, parent: bytes | None = None
+    ) -> Bumped:
         """Raise the fee of a transaction that waits, so that miners get at least `fee_rate` for it.
 
         A payment of ours is replaced: the payees get what they got. Anything else, such as a trade's funding or payout,
         is helped by a child that spends our outputs of it. What that parent pays is reckoned from its inputs if all are
-        ours, else from `parent_fee`, else taken for nothing. Raises CantBump, BumpTooLow and what `send` raises.
+        ours, else from `parent_fee`, else taken for nothing. One that no mempool takes, because it pays too little, is
+        given whole as `parent`, and goes out together with its child. Raises CantBump, BumpTooLow and what `send`
+        raises.
         """
         ...
 
@@ -305,6 +309,10 @@ class Wallet(Protocol):
 
     async def transaction(self, txid: Txid) -> bytes | None:
         """A transaction that touches this wallet, if it is known."""
+        ...
+
+    async def child_of(self, txid: Txid) -> bytes | None:
+        """The wallet's own transaction that spends from that one and is in no block."""
         ...
 
     async def history(self, limit: int = 100) -> tuple[HistoryEntry, ...]:

@@ -250,9 +250,15 @@ class WalletCore:
             raise NothingToSign
         return await self.ask(lambda engine: engine.sign(raw, previous))
 
-    async def broadcast(self, raw: bytes, cost: Sats) -> Sent:
-        """Send a transaction of our own; it is remembered, and sent again while no block holds it."""
-        txid = await self.chain.broadcast(raw)
+    async def broadcast(self, raw: bytes, cost: Sats, *, parent: bytes | None = None) -> Sent:
+        """Send a transaction of our own; it is remembered, and sent again while no block holds it.
+
+        A `parent` that it pays for goes out with it.
+        """
+        if parent is None:
+            txid = await self.chain.broadcast(raw)
+        else:
+            txid = (await self.chain.broadcast_package([parent, raw]))[-1]
         self.ledger.add_own(parse_tx(raw))
         await self.flush()
         return Sent(txid, raw, cost)

@@ -145,6 +145,11 @@ class HotWallet:
         entry = self._core.ledger.entry(txid)
         return None if entry is None else entry.tx.raw
 
+    async def child_of(self, txid: Txid) -> bytes | None:
+        """Our own transaction that spends from that one and waits."""
+        waiting = (e for e in self._core.ledger.entries() if e.own and e.place is not Place.BLOCK)
+        return next((e.tx.raw for e in waiting if any(o.txid == txid for o in e.tx.spends)), None)
+
     @property
     def descriptors(self) -> tuple[str, str]:
         """The external and the internal public descriptor."""
@@ -260,9 +265,11 @@ class HotWallet:
         """Make one coin of many. See `Wallet.consolidate`."""
         return await self._payments.consolidate(fee_rate, coins, below)
 
-    async def bump(self, txid: Txid, fee_rate: FeeRate, *, parent_fee: Sats | None = None) -> Bumped:
+    async def bump(
+        self, txid: Txid, fee_rate: FeeRate, *, parent_fee: Sats | None = None, parent: bytes | None = None
+    ) -> Bumped:
         """Raise a fee. See `Wallet.bump`."""
-        return await self._payments.bump(txid, fee_rate, parent_fee)
+        return await self._payments.bump(txid, fee_rate, parent_fee, parent)
 
     # -- labels and what is set aside -------------------------------------------------------------------------
 

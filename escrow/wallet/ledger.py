@@ -183,6 +183,13 @@ class Ledger:
             self._revealed_dirty = True
             self._extend(keychain)
 
+    def note(self, tx: ParsedTx) -> Entry:
+        """There is such a transaction, and no mempool has it yet. Returns what is known of it."""
+        if tx.txid not in self._entries:
+            self._put(tx, Place.GONE, None)
+            self.on_change()
+        return self._entries[tx.txid]
+
     def add_own(self, tx: ParsedTx) -> None:
         """The wallet made this transaction, and the node took it."""
         self.in_mempool(tx)

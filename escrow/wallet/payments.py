@@ -205,13 +205,16 @@ class Payments:
 
     # -- raising fees -----------------------------------------------------------------------------------------
 
-    async def bump(self, txid: Txid, fee_rate: FeeRate, parent_fee: Sats | None) -> Bumped:
+    async def bump(self, txid: Txid, fee_rate: FeeRate, parent_fee: Sats | None, parent: bytes | None) -> Bumped:
         """See `Wallet.bump`."""
         core = self._core
         core.must_sign()
         core.check_rate(fee_rate)
         async with core.lock:
             entry = core.ledger.entry(txid)
+            if parent is not None and (entry is None or entry.place is Place.GONE):
+                entry = core.ledger.note(parse_tx(parent))
+                return Bumped(await self._help(entry, fee_rate, parent_fee, alone=False), replacement=False)
             if entry is None:
                 raise CantBump(f"{txid_text(txid)} is no transaction of this wallet")
             if entry.place is Place.BLOCK:
@@ -222,8 +225,10 @@ class Payments:
                 raise CantBump(f"{txid_text(txid)} has left the mempool: it must be sent again first")
             return Bumped(await self._help(entry, fee_rate, parent_fee), replacement=False)
 
-    async def _replace(self, entry: Entry, fee_rate: FeeRate, *, deficit: Sats = 0) -> Sent:
-        """The same payments at a higher fee. `deficit`: what a parent lacks to that rate."""
+    async def _replace(
+        self, entry: Entry, fee_rate: FeeRate, *, deficit: Sats = 0, parent: bytes | None = None
+    ) -> Sent:
+        """The same payments at a higher fee. `deficit`: what a parent lacks to that rate; `parent` goes with it."""
         core, tx = self._core, entry.tx
         cost = self._cost_of(tx)
         if cost is None:
@@ -242,13 +247,13 @@ class Payments:
         fixed = [Coin(o, self._value(o)) for o in tx.spends]
         needed = replacement_fee(fee_rate, cost, deficit=deficit)
         made = compose(fixed, payees, script, needed, await self._spare(fee_rate))
-        sent = await self._finish(made, payees, fee_rate, most=made.fee, replaces=tx)
+        sent = await self._finish(made, payees, fee_rate, most=made.fee, replaces=tx, parent=parent)
         core.ledger.disown(tx.txid)
         await core.flush()
         return sent
 
-    async def _help(self, entry: Entry, fee_rate: FeeRate, parent_fee: Sats | None) -> Sent:
-        """A child that pays for itself and its parent."""
+    async def _help(self, entry: Entry, fee_rate: FeeRate, parent_fee: Sats | None, *, alone: bool = True) -> Sent:
+        """A child that pays for itself and its parent; not `alone`: the parent is in no mempool, and goes with it."""
         core, tx = self._core, entry.tx
         cost = self._cost_of(tx)
         paid = cost if cost is not None else parent_fee or 0
@@ -264,7 +269,7 @@ class Payments:
             rivals = core.ledger.spenders(outpoint)
             child = next((r for r in rivals if r.own and r.place is not Place.BLOCK), None)
             if child is not None:
-                return await self._replace(child, fee_rate, deficit=deficit)
+                return await self._replace(child, fee_rate, deficit=deficit, parent=None if alone else tx.raw)
             if not rivals:
                 free.append(Coin(outpoint, output.value))
         if not free:
@@ -272,7 +277,7 @@ class Payments:
         _, script = await core.next_script(Keychain.INTERNAL)
         needed = replacement_fee(fee_rate, 0, deficit=deficit)
         made = compose(free, [], script, needed, await self._spare(fee_rate))
-        return await self._finish(made, [], fee_rate, most=made.fee)
+        return await self._finish(made, [], fee_rate, most=made.fee, parent=None if alone else tx.raw)
 
     async def _spare(self, fee_rate: FeeRate) -> list[Coin]:
         """Coins that may be added to pay a fee, the largest first."""
@@ -306,6 +311,7 @@ class Payments:
         *,
         most: Sats | None = None,
         replaces: ParsedTx | None = None,
+        parent: bytes | None = None,
     ) -> Sent:
         raw = await self._signed(made)
         if most is None:
@@ -313,7 +319,7 @@ class Payments:
             most = fee(weight(raw) + output_weight(len(CHANGE_SCRIPT)), fee_rate + fee_rate // 100 + 8)
             most += dust_limit(CHANGE_SCRIPT)
         self._gate(raw, payees, most, may_spend=replaces.spends if replaces is not None else ())
-        return await self._core.broadcast(raw, made.fee)
+        return await self._core.broadcast(raw, made.fee, parent=parent)
 
     def _gate(self, raw: bytes, payees: Sequence[TxOut], most: Sats, *, may_spend: Collection[OutPoint]) -> None:
         """The last look before a payment leaves. Raises GateRefused."""

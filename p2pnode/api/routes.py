@@ -284,6 +284,8 @@ ROUTES: Final[tuple[Route, ...]] = (
         lambda ask: ask.trades.pay(ask.item, ask.body), s.TradeView, s.PayRequest),
     _do("POST /trades/{id}/release", "trade_release", "Seller: release the coins to the buyer",
         lambda ask: ask.trades.release(ask.item), s.TradeView, s.Empty),
+    _do("POST /trades/{id}/fee", "trade_raise_fee", "Propose a higher fee rate for an agreed payout that waits",
+        lambda ask: ask.trades.raise_fee(ask.item, ask.body), s.TradeView, s.RaiseFeeRequest),
     _do("POST /trades/{id}/cancel", "trade_cancel", "Leave a trade that is not funded",
         lambda ask: ask.trades.cancel(ask.item, ask.body), s.TradeView, s.CancelRequest),
     _get("/trades/{id}/dispute", "dispute", "Show a trade's settlements, dispute and chat",

@@ -47,6 +47,7 @@ from p2pnode.api.schema import (
     PeerAdd,
     PeerList,
     PeerView,
+    RaiseFeeRequest,
     RecoveryCodes,
     SendRequest,
     SentView,
@@ -132,6 +133,10 @@ class Trades(Protocol):
 
     async def release(self, trade: str) -> TradeView:
         """Seller: give the coins. Raises IllegalTransition."""
+        ...
+
+    async def raise_fee(self, trade: str, request: RaiseFeeRequest) -> TradeView:
+        """Sign an agreed payout that waits again, at a higher fee rate. Raises IllegalTransition."""
         ...
 
     async def cancel(self, trade: str, request: CancelRequest) -> TradeView:

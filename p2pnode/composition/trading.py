@@ -9,7 +9,7 @@ from functools import partial
 
 from dht.node import DhtNode
 from escrow.address import address_of
-from escrow.chain.base import ChainBackend
+from escrow.chain.follow import FollowedChain
 from escrow.script import escrow_script
 from escrow.wallet.base import Wallet
 from p2pnode.arbiters import ArbiterDirectory
@@ -35,6 +35,7 @@ from p2pnode.policy import TradePolicy
 from p2pnode.post import ChannelPost
 from p2pnode.prices import PriceFeeds
 from p2pnode.publisher import OwnContact
+from p2pnode.rebroadcast import Rebroadcaster
 from p2pnode.recall import Recall, reserve_in
 from p2pnode.reconcile import Reconciler
 from p2pnode.reputation.exchange import is_half
@@ -59,7 +60,7 @@ class Ground:
     clock: Clock
     notices: Notices
     trades: TradeStore
-    backend: ChainBackend
+    backend: FollowedChain
     wallet: Wallet
     files: AttachmentStore
     channels: Channels
@@ -95,6 +96,8 @@ class Trading:
         self.executor = Executor(engine, g.wallet, g.backend, self.watch, keyring, contributor, g.own, contracts, clock)
         if not g.wallet.signs:
             self.executor.signer = PsbtSigner(PsbtFolder(config.data_dir / PSBT_FOLDER), g.wallet)
+        self.rebroadcaster = Rebroadcaster(engine, g.wallet, g.backend)
+        self.watch.on_tip(self.rebroadcaster.new_tip)
         post = ChannelPost(g.channels)
         self.delivery = Delivery(g.trades, g.contacts, post, clock, on_refusal=self._refused)
         engine.subscribe(lambda state: self.delivery.kick_all(correspondents(state)))
@@ -217,10 +220,11 @@ class Trading:
         g = self._ground
         await _release_orphans(g.wallet, g.trades)
         g.own.reconcile()
-        for part in (self.watch, self.executor, self.delivery, self.reconciler, self.mailbox):
+        for part in (self.watch, self.executor, self.rebroadcaster, self.delivery, self.reconciler, self.mailbox):
             parts.push_async_callback(part.close)
         await self.watch.start()
         self.executor.start()
+        self.rebroadcaster.start()
         self.delivery.start()
         self.reconciler.start()
         self.mailbox.start()

@@ -62,9 +62,9 @@ def _phase_hint(state: TradeState) -> str:  # noqa: C901, PLR0911, PLR0912  (one
         case st.Paid():
             return _paid(state)
         case st.Releasing():
-            return "signing and broadcasting the payout"
+            return f"signing and broadcasting the payout{_raisable(state)}"
         case st.Settling():
-            return f"the payout {_depth(state.payout.depth, _required(state))}"
+            return f"the payout {_depth(state.payout.depth, _required(state))}{_raisable(state)}"
         case st.Completed():
             return "the trade is complete"
         case st.Reclaiming():
@@ -78,6 +78,13 @@ def _phase_hint(state: TradeState) -> str:  # noqa: C901, PLR0911, PLR0912  (one
             return f"look into this: {state.ending}{spender}"
         case _:
             assert_never(state.phase)
+
+
+def _raisable(state: TradeState) -> str:
+    """What to do about an agreed payout that waits too long."""
+    if state.payout.depth or (state.payout.own_signature is None and not state.settlement.options):
+        return ""
+    return f"; if it waits for long, raise its fee: p2pnode trade bump {state.trade_id.hex()[:16]}"
 
 
 def _by_hand(state: TradeState) -> str:

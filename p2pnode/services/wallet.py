@@ -11,6 +11,7 @@ from escrow.address import address_of, is_segwit
 from escrow.chain.base import ChainBackend, FeeUnknown, NotSynced, Rejected
 from escrow.coins import OutPoint, txid_bytes, txid_text
 from escrow.errors import GateRefused
+from escrow.payout import derive_payout
 from escrow.transactions import parse
 from escrow.wallet.base import Bumped, FeeRateTooHigh, Label, Sent, Utxo, Wallet
 from escrow.wallet.labels import check_label, outpoint_of
@@ -33,10 +34,11 @@ from p2pnode.api.schema import (
     UtxoList,
     UtxoView,
 )
+from p2pnode.rebroadcast import waiting
 from p2pnode.tradestore import TradeStore
 from protocol.errors import P2PError, UserError
 from protocol.offer import deposit
-from protocol.trade_state import TERMINAL, TradeState
+from protocol.trade_state import TradeState
 
 T = TypeVar("T")
 
@@ -65,6 +67,10 @@ class Escrows(Protocol):
         """The fee of a funding or a payout of ours; None for any other transaction."""
         ...
 
+    def whole(self, txid: bytes) -> bytes | None:
+        """A signed funding or payout of ours that waits, if we have all of its signatures."""
+        ...
+
 
 class TradeEscrows:
     """`Escrows` over the node's store."""
@@ -84,14 +90,20 @@ class TradeEscrows:
 
     def fee_of(self, txid: bytes) -> int | None:
         """By the facts of the trade's contract."""
-        for stored in self._trades.all():
-            facts = stored.state.facts
-            if facts is not None and not isinstance(stored.state.phase, TERMINAL):
-                if txid == facts.funding_txid:
-                    return facts.funding_fee
-                if txid == facts.payout_txid:
-                    return facts.payout_fee
+        for stored in self._trades.all(open_only=True):
+            state = stored.state
+            if state.facts is None or state.contract is None:
+                continue
+            if txid == state.facts.funding_txid:
+                return state.facts.funding_fee
+            outcome = state.outcome_of(txid)
+            if outcome is not None:
+                return derive_payout(state.contract, state.network, outcome).fee
         return None
+
+    def whole(self, txid: bytes) -> bytes | None:
+        """By what both have signed."""
+        return waiting((stored.state for stored in self._trades.all(open_only=True)), txid)
 
 
 def _put_in(state: TradeState) -> int:
@@ -190,7 +202,8 @@ class CoinService:
         known = self._escrows.fee_of(txid) if self._escrows is not None else None
         if known is None:
             known = await self._chain.mempool_fee(txid)
-        bumped: Bumped = await _once(self._wallet.bump(txid, rate, parent_fee=known))
+        parent = self._escrows.whole(txid) if self._escrows is not None else None
+        bumped: Bumped = await _once(self._wallet.bump(txid, rate, parent_fee=known, parent=parent))
         return BumpView(
             txid=txid_text(bumped.sent.txid),
             fee_sats=bumped.sent.fee,

@@ -31,6 +31,7 @@ from protocol.messages import (
     Disputed,
     Extension,
     ExtensionRequest,
+    FeeProposal,
     Funding,
     OpenedDetails,
     Paid,
@@ -41,7 +42,7 @@ from protocol.messages import (
     Take,
 )
 from protocol.offer import SALT_BYTES, ArbiterRef, FixedPrice, Offer, OfferRef, Requirements, make_offer_id
-from protocol.outcome import Outcome, SettlementOutcome
+from protocol.outcome import Outcome, ReleaseOutcome, RulingOutcome, SettlementOutcome
 from protocol.trade import step
 from protocol.types import EscrowType, Network, Side
 from protocol.wire import digest
@@ -141,6 +142,8 @@ class Duel:
         self.maker, self.taker = Seat(), Seat()
         self.both = (self.maker, self.taker)
         self.broadcast: list[bytes] = []
+        self.payouts: dict[bytes, Outcome] = {tagged("payout"): ReleaseOutcome()}
+        """What each txid pays."""
         both_fund = buyer_deposit > 0
         self.maker_party = party_of("maker", funds=both_fund or maker_side is Side.SELL)
         self.taker_party = party_of("taker", funds=both_fund or maker_side is Side.BUY)
@@ -202,6 +205,7 @@ class Duel:
             case ev.BroadcastPayout():
                 seat.feed(ev.PayoutBroadcast(self.facts.payout_txid))
             case dv.SignOutcome(outcome):
+                self.payouts[txid_of(outcome)] = outcome
                 seat.feed(dv.OutcomeSigned(outcome, txid_of(outcome), name.encode() * 3))
             case dv.BroadcastOutcome(txid):
                 self.broadcast.append(txid)
@@ -209,13 +213,19 @@ class Duel:
             case _:
                 pass
 
-    def received(self, payload: object) -> ev.TradeEvent:  # noqa: PLR0911
+    def received(self, payload: object) -> ev.TradeEvent:  # noqa: PLR0911, PLR0912
         """What intake makes of a payload."""
         match payload:
             case Proposal(buyer_due, rate, _):
                 return dv.ProposalReceived(payload, txid_of(SettlementOutcome(buyer_due, rate)))
             case Agreed():
                 return dv.AgreedReceived(payload)
+            case FeeProposal(txid, rate, _):
+                agreed = self.payouts[txid]
+                assert not isinstance(agreed, RulingOutcome)
+                raised = replace(agreed, rate=rate)
+                self.payouts[txid_of(raised)] = raised
+                return dv.FeeProposalReceived(payload, raised, txid_of(raised))
             case Extension():
                 return dv.ExtensionReceived(payload)
             case ExtensionRequest():

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 
+from msgspec.structs import replace as replace_struct
+
 from protocol import dispute_events as dv
 from protocol import trade_events as ev
 from protocol import trade_state as st
@@ -24,6 +26,7 @@ from protocol.messages import (
     Claim,
     Decline,
     Disputed,
+    FeeProposal,
     Funding,
     Paid,
     PaymentDetails,
@@ -31,12 +34,14 @@ from protocol.messages import (
     Released,
     Seal,
 )
-from protocol.outcome import RulingOutcome, SettlementOutcome
+from protocol.outcome import ReleaseOutcome, RulingOutcome, SettlementOutcome
 from protocol.trade import step
 from protocol.types import Branch, Side
 from tests.machines.duel import NETWORK, Duel, txid_of
 
 RATE = 2_000
+HIGHER = 5_000
+"""The rate to which a payout that waits is raised."""
 RECLAIM = b"r" * 32
 SCRIPT = b"\x00\x14" + bytes(20)
 LIMIT = 60_000
@@ -86,7 +91,7 @@ class Node:
 
     @cached_property
     def key(self) -> tuple[object, ...]:
-        """What tells it from others; the contract and all that never changes is left out."""
+        """What tells it from others; the contract and all that never changes is left out, and what came before what."""
         s = self.state
         return (
             type(s.phase),
@@ -95,9 +100,11 @@ class Node:
             s.taker_signature is None,
             s.peer_details is None,
             s.funding,
-            s.payout,
+            replace_struct(s.payout, variants=()),
+            frozenset(s.payout.variants),
             s.window_passed,
-            s.settlement,
+            s.settlement.signing,
+            frozenset(s.settlement.options),
             s.dispute,
             self.world,
         )
@@ -117,14 +124,25 @@ class Explorer:
     """All nodes of one cast: the trader on `side`, who published the offer or (else) took it."""
 
     def __init__(
-        self, side: Side, *, made: bool, chaos: bool = False, settles: bool = False, share: int | None = None
+        self,
+        side: Side,
+        *,
+        made: bool,
+        chaos: bool = False,
+        settles: bool = False,
+        raises: bool = False,
+        share: int | None = None,
     ) -> None:
-        """`chaos` and `settles` tell which moves there are besides a trade's own; with `share` arbiters rule so."""
+        """`chaos`, `settles` and `raises` tell which moves there are besides a trade's own; with `share` arbiters rule.
+
+        With one of the last two the exploration begins when the escrow is buried.
+        """
         self.side = side
         self.made = made
         self.duel = Duel(side if made else side.other)
         self.chaos = chaos
         self.settles = settles
+        self.raises = raises
         self.share = share
         self.nodes: dict[tuple[object, ...], Node] = {}
         self.steps: set[tuple[type, type, type]] = set()
@@ -142,7 +160,7 @@ class Explorer:
         return self.nodes
 
     def _start(self) -> Node:
-        if self.share is None:
+        if self.share is None and not self.raises:
             take = self.duel.take.take
             first = ev.TakeReceived(NETWORK, self.duel.id, self.duel.offer, take) if self.made else self.duel.take
             start = self._stepped(None, World(), first)
@@ -205,6 +223,7 @@ class Explorer:
             self._chain,
         ]
         sources += [self._settling] if self.settles else []
+        sources += [self._raising] if self.raises else []
         sources += [self._disputing, self._arbiters] if self.share is not None else []
         sources += [self._chaos] if self.chaos else []
         for source in sources:
@@ -234,6 +253,24 @@ class Explorer:
         offered = SettlementOutcome(DUES[self.side.other], RATE)
         proposal = Proposal(offered.buyer_due, RATE, b"p" * 70)
         yield By.PEER, self._feed(node, dv.ProposalReceived(proposal, txid_of(offered)))
+
+    def _raising(self, node: Node) -> Iterator[tuple[By, Node | None]]:
+        """The payout waits: either side proposes one higher rate, with the peer's node answering or not."""
+        payout = node.state.payout
+        for variant in payout.variants:
+            if variant.own_signature is not None:
+                yield By.PEER, self._feed(node, dv.AgreedReceived(Agreed(variant.txid, b"p" * 70)))
+                yield By.PEER, self._put(node, variant.txid)
+        if node.over or len(payout.variants) > 1:
+            # More of the same lead to nothing new, but to many states.
+            return
+        yield By.SELF, self._feed(node, dv.RaiseFee(HIGHER))
+        waits = node.world.spend is not None and node.world.spend[1] == 0
+        outcome = node.state.outcome_of(node.world.spend[0]) if waits and node.world.spend is not None else None
+        if isinstance(outcome, ReleaseOutcome | SettlementOutcome):
+            raised = replace_struct(outcome, rate=HIGHER)
+            proposal = FeeProposal(self.duel.facts.payout_txid, HIGHER, b"p" * 70)
+            yield By.PEER, self._feed(node, dv.FeeProposalReceived(proposal, raised, txid_of(raised)))
 
     def _disputing(self, node: Node) -> Iterator[tuple[By, Node | None]]:
         yield By.SELF, self._feed(node, dv.OpenDispute(Claim("mine", 0)))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, get_args
 
 from msgspec import inspect as mi
+from msgspec.structs import replace
 
 
 def members(union: object) -> list[type]:
@@ -20,6 +22,39 @@ def sample(cls: type) -> Any:  # noqa: ANN401
     made = _value(mi.type_info(cls))
     assert isinstance(made, cls)
     return made
+
+
+def variants(cls: type) -> list[Any]:
+    """Values of a Struct: for each field that is one of few things, all that it may be, one field at a time."""
+    first = sample(cls)
+    found = [first]
+    for field in mi.type_info(cls).fields:  # type: ignore[attr-defined]
+        for value in _choices(field.type):
+            changed = replace(first, **{field.encode_name: value})
+            if changed not in found:
+                found.append(changed)
+    return found
+
+
+def _choices(info: mi.Type) -> Iterable[Any]:
+    match info:
+        case mi.LiteralType():
+            return info.values
+        case mi.EnumType():
+            return tuple(info.cls)
+        case mi.BoolType():
+            return (False, True)
+        case mi.IntType():
+            low = info.ge or 0
+            return (low, low + 1, info.le if info.le is not None else 1_000_000)
+        case mi.Metadata():
+            return _choices(info.type)
+        case mi.UnionType():
+            structs = [t.cls for t in info.types if isinstance(t, mi.StructType)]
+            empty = [None] if any(isinstance(t, mi.NoneType) for t in info.types) else []
+            return [*empty, *(sample(cls) for cls in structs)]
+        case _:
+            return ()
 
 
 def _value(info: mi.Type) -> Any:  # noqa: ANN401, PLR0911

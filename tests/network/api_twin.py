@@ -273,6 +273,10 @@ class _Trades(_Part):
         await self.twin.work()
         return self._move(trade, "release", "releasing")
 
+    async def raise_fee(self, trade: str, request: s.RaiseFeeRequest) -> s.TradeView:
+        await self.twin.work()
+        return self._move(trade, "fee", "settling", str(request.fee_rate_sats_per_kvb))
+
     async def cancel(self, trade: str, request: s.CancelRequest) -> s.TradeView:
         await self.twin.work()
         return self._move(trade, "cancel", "cancelled", ended=True)

@@ -82,6 +82,17 @@ class SplitCast(Cast):
 
     async def trade(self) -> tuple[str, str]:
         """A take whose funding is in both mempools: the offer's and the trade's ids."""
+        offer, trade = await self._taken(None)
+        await self.both(
+            trade, lambda t: t.phase == "funding" and t.escrow.funding_depth == 0, "funding in the mempools"
+        )
+        return offer, trade
+
+    async def take_only(self, *, fee_rate: int) -> str:
+        """A take at a fee rate of satoshis per 1,000 vB; the trade's id."""
+        return (await self._taken(fee_rate))[1]
+
+    async def _taken(self, fee_rate: int | None) -> tuple[str, str]:
         arbiters = tuple(a.persona for a in self.arbiters)
         draft = s.OfferDraft(
             side="sell",
@@ -100,11 +111,10 @@ class SplitCast(Cast):
             return any(o.id == offer.id for o in (await self.buyer.api.offers(wanted)).offers)
 
         await until(found, "the buyer to find the offer")
-        take = s.TakeRequest(amount_sats=AMOUNT, method="sepa", details={"iban": "DE buyer"})
-        trade = (await self.buyer.api.offer_take(offer.id, take)).id
-        await self.both(
-            trade, lambda t: t.phase == "funding" and t.escrow.funding_depth == 0, "funding in the mempools"
+        take = s.TakeRequest(
+            amount_sats=AMOUNT, method="sepa", details={"iban": "DE buyer"}, fee_rate_sats_per_kvb=fee_rate
         )
+        trade = (await self.buyer.api.offer_take(offer.id, take)).id
         return offer.id, trade
 
     async def views(self, trade: str) -> tuple[s.TradeView, s.TradeView]:

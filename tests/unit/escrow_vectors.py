@@ -14,7 +14,7 @@ from escrow.payout import RELEASE, derive_payout
 from escrow.script import Role
 from escrow.terms import check_contract
 from protocol.contract import Contract, contract_id
-from protocol.outcome import Outcome, RulingOutcome, SettlementOutcome
+from protocol.outcome import Outcome, ReleaseOutcome, RulingOutcome, SettlementOutcome
 from protocol.types import PPM, Branch, EscrowType
 from protocol.wire import pack
 from tests.unit import escrow_reference as reference
@@ -53,6 +53,7 @@ def outcomes(deal: Deal, contract: Contract) -> list[Outcome]:
     script = p2wpkh(fixed("arbiter's wallet"))
     found: list[Outcome] = [
         RELEASE,
+        ReleaseOutcome(3 * rate),
         SettlementOutcome(deal.buyer_deposit, rate),
         SettlementOutcome(123_457, 2 * rate),
         RulingOutcome(Branch.MAIN, PPM, 0, script, rate),
@@ -72,8 +73,8 @@ def describe(outcome: Outcome) -> dict[str, Any]:
         case RulingOutcome(branch, share, forfeit, script, rate):
             numbers = {"branch": int(branch), "buyer_share": share, "forfeit": forfeit}
             return {"kind": "ruling", **numbers, "fee_script": script.hex(), "rate": rate}
-        case _:
-            return {"kind": "release"}
+        case ReleaseOutcome(rate):
+            return {"kind": "release"} if rate is None else {"kind": "release", "rate": rate}
 
 
 def valid() -> list[dict[str, Any]]:

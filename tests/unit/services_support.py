@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -20,8 +21,8 @@ from escrow.coins import OutPoint
 from escrow.script import escrow_script
 from escrow.seed import Seed as Mnemonic
 from escrow.seed import mnemonic_from_entropy
-from p2pnode.blocktime import BlockTimes
 from p2pnode.arbiters import ArbiterDirectory, ArbiterTerms, Listed
+from p2pnode.blocktime import BlockTimes
 from p2pnode.channels import SessionView
 from p2pnode.contribution import Contributor
 from p2pnode.database import Database
@@ -245,7 +246,7 @@ class Party:
             prices=prices,
             currencies=("EUR",),
         )
-        self.trade_service = TradeService(self.engine, self.views)
+        self.trade_service = TradeService(self.engine, self.views, partial(self.backend.fee_rate, 6))
         self.sessions: tuple[SessionView, ...] = ()
 
     def fund(self, *values: int) -> None:

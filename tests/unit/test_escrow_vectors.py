@@ -18,7 +18,7 @@ from escrow.payout import RELEASE, check_payout_signature, derive_payout
 from escrow.script import Role, decode_script, escrow_script
 from escrow.terms import check_contract
 from protocol.contract import Contract, contract_id
-from protocol.outcome import Outcome, RulingOutcome, SettlementOutcome, pot
+from protocol.outcome import Outcome, ReleaseOutcome, RulingOutcome, SettlementOutcome, pot
 from protocol.types import PPM, Branch, EscrowType, Network
 from protocol.wire import pack, unpack
 from tests.unit import escrow_reference as reference
@@ -36,7 +36,7 @@ def read(case: Case) -> tuple[Contract, Network]:
 def outcome_of(case: Case) -> Outcome:
     match case["kind"]:
         case "release":
-            return RELEASE
+            return ReleaseOutcome(case.get("rate"))
         case "settlement":
             return SettlementOutcome(case["buyer_due"], case["rate"])
         case _:
@@ -105,6 +105,7 @@ def test_second_reading_of_the_text_agrees_with_the_code(deal: Deal, data: st.Da
     script = data.draw(st.sampled_from([p2wpkh(fixed("arbiter")), p2wsh("arbiter")]))
     outcomes: list[Outcome] = [
         RELEASE,
+        ReleaseOutcome(rate),
         SettlementOutcome(data.draw(st.integers(0, pot(contract))), rate),
         RulingOutcome(branch, share, forfeit, script, rate),
     ]

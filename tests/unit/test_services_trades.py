@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -11,9 +12,9 @@ import pytest
 from msgspec.structs import replace
 
 from escrow.script import escrow_script
-from p2pnode.blocktime import BlockTimes
 from p2pnode.api.schema import ActionName, CancelRequest, PayRequest, TradeView
 from p2pnode.api.services import AmbiguousId
+from p2pnode.blocktime import BlockTimes
 from p2pnode.idprefix import BadIdPrefix
 from p2pnode.services.hints import hint
 from p2pnode.services.trades import TradeService
@@ -25,6 +26,7 @@ from protocol.offer import volume
 from protocol.trade_state import AnyPhase, TradeState
 from protocol.types import EscrowType, Side
 from tests.machines.duel import Duel
+from tests.twins import TwinBackend
 from tests.unit.services_support import NETWORK, describe_escrow
 from tests.world import NOW, TwinNode, World
 
@@ -34,7 +36,8 @@ def blocks(node: TwinNode) -> BlockTimes:
 
 
 def service(node: TwinNode) -> TradeService:
-    return TradeService(node.engine, TradeViews(node.engine.trades, NETWORK, describe_escrow, blocks(node)))
+    views = TradeViews(node.engine.trades, NETWORK, describe_escrow, blocks(node))
+    return TradeService(node.engine, views, partial(TwinBackend(node.chain).fee_rate, 6))
 
 
 async def view(node: TwinNode) -> TradeView:

@@ -53,7 +53,16 @@ from p2pnode.api.schema.offers import (
     price_text,
 )
 from p2pnode.api.schema.secondfactor import FactorConfirm, FactorSecret, FactorView, RecoveryCodes
-from p2pnode.api.schema.trades import CancelRequest, Empty, EscrowView, PayRequest, StepView, TradeList, TradeView
+from p2pnode.api.schema.trades import (
+    CancelRequest,
+    Empty,
+    EscrowView,
+    PayRequest,
+    RaiseFeeRequest,
+    StepView,
+    TradeList,
+    TradeView,
+)
 from p2pnode.api.schema.wallet import (
     AddressRequest,
     AddressView,
@@ -91,10 +100,10 @@ __all__ = [
     "Coins",
     "ConsolidateRequest",
     "Cursor",
+    "DeadlineView",
     "DecimalText",
     "DescriptorsView",
     "DetailMap",
-    "DeadlineView",
     "DhtView",
     "Empty",
     "EscrowView",
@@ -125,6 +134,7 @@ __all__ = [
     "PeerView",
     "PersonaText",
     "Problem",
+    "RaiseFeeRequest",
     "RecoveryCodes",
     "Request",
     "Response",

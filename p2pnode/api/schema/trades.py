@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, field
 
 from p2pnode.api.schema.base import ActionName, DeadlineView, Request, Response, SideName
-from protocol.types import Sats, UnixTime
+from protocol.types import FeeRate, Sats, UnixTime
 
 
 class EscrowView(Response, frozen=True, kw_only=True):
@@ -104,6 +104,12 @@ class CancelRequest(Request, frozen=True, kw_only=True):
     """A reason, shown to the counterparty."""
 
     reason: Annotated[str, Meta(max_length=200)] = ""
+
+
+class RaiseFeeRequest(Request, frozen=True, kw_only=True):
+    """The rate at which both sign an agreed payout again. None: what the chain asks now."""
+
+    fee_rate_sats_per_kvb: FeeRate | None = None
 
 
 class Empty(Request, frozen=True, kw_only=True):

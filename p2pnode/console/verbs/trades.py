@@ -42,6 +42,14 @@ def add(top: Verbs) -> None:
     trade_id(release)
     waits(release)
     yes(release)
+    bump = verbs.add(
+        trade_bump,
+        "bump",
+        "raise the fee of a payout that waits: both sides sign it again, the other by itself",
+        "  p2pnode trade bump 81bd02f7\n  p2pnode trade bump 81bd02f7 --fee-rate 25\n",
+    )
+    trade_id(bump)
+    bump.add_argument("--fee-rate", type=typed("fee_rate"), metavar="SAT/VB", help="by default what the chain asks")
     cancel = verbs.add(trade_cancel, "cancel", "leave a trade that is not funded")
     trade_id(cancel)
     cancel.add_argument("--reason", default="", metavar="TEXT", help="a line for the counterparty")
@@ -102,6 +110,11 @@ def trade_release(args: argparse.Namespace) -> int:
         return await wait(args, node, await busy("Releasing the coins", node.trade_release(view.id)))
 
     return ask(args, act)
+
+
+def trade_bump(args: argparse.Namespace) -> int:
+    """`p2pnode trade bump`."""
+    return ask(args, lambda node: busy("Signing the payout again", node.trade_raise_fee(args.trade, args.fee_rate)))
 
 
 def trade_cancel(args: argparse.Namespace) -> int:
