@@ -24,7 +24,7 @@ from p2pnode.api.server import ApiServer
 from p2pnode.api.services import Services
 from p2pnode.arbiters import ArbiterDirectory
 from p2pnode.attachments import ATTACHMENT_SERVICE, AttachmentService, AttachmentStore
-from p2pnode.backends import make_backend, make_wallet
+from p2pnode.backends import make_backend, make_wallet, report_to
 from p2pnode.booksync import BOOK_SERVICE, BookSync
 from p2pnode.channels import AnyService, Channels, Pipe, PipeService, Service
 from p2pnode.clock import Clock, SystemClock
@@ -116,7 +116,7 @@ class App:
         notices = Notices(database)
         book = OfferBook(database, network, capacity=config.limits.book_offers)
         trades = TradeStore(database)
-        coins = None if config.has("bootstrap") else await self._coins(database)
+        coins = None if config.has("bootstrap") else await self._coins(database, notices)
         files = AttachmentStore(database, self.keyring.node.seed)
 
         channels = self._channels(files if coins is not None else None)
@@ -260,6 +260,7 @@ class App:
     async def _coins(self, database: Database, notices: Notices) -> tuple[FollowedChain, Wallet]:
         """The chain backend and the wallet, both started."""
         backend = make_backend(self.config, self.clock)
+        backend.on_report = report_to(notices, self.clock)
         self._parts.push_async_callback(backend.close)
         await backend.start()
         wallet = make_wallet(self.config, self.keys, backend, database, self.clock)

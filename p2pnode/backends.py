@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable
 from typing import Final, assert_never
 
-from escrow.chain.base import BlockRef
+from escrow.chain.base import BlockRef, Report
 from escrow.chain.bitcoind import BitcoindConfig, BitcoindView
 from escrow.chain.cbf import CbfConfig, CbfView
 from escrow.chain.council import CouncilView
@@ -29,6 +30,7 @@ from p2pnode.config import Config
 from p2pnode.database import Database
 from p2pnode.datadir import DataDir
 from p2pnode.keystore import Keys
+from p2pnode.notices import Notices
 from p2pnode.settings import BadConfig
 from protocol.types import Height, Network, UnixTime
 
@@ -62,6 +64,16 @@ def make_backend(config: Config, clock: Clock) -> Backend:
     poll = max(chain.poll_seconds, LIGHT_POLL) if light else chain.poll_seconds
     view = views[0] if len(views) == 1 else CouncilView(views, chain.quorum)
     return Backend(view, poll_seconds=poll, safety_poll_seconds=30.0)
+
+
+def report_to(notices: Notices, clock: Clock) -> Callable[[Report], None]:
+    """What makes events of a backend's reports."""
+
+    def report(found: Report) -> None:
+        notices.add(found.value, clock.now())
+        notices.wake()
+
+    return report
 
 
 def _bitcoind(config: Config) -> BitcoindConfig:

@@ -106,7 +106,8 @@ class ChainConfig:
     """What tells of the chain. Several are compared, and nothing moves on what they do not agree on. Empty: whatever
     is set up below; if nothing is, `cbf`, the built-in light client (on regtest `bitcoind`)."""
     quorum: Annotated[int, Meta(ge=0, le=16)] = 0
-    """How many of several must agree. 0: all that answer, and two at least."""
+    """How many of several must answer and agree, at least a majority of those that answer. 0: all that answer, and two
+    at least. 1: a single one will do while the others are dead, but none may contradict it."""
     peers: tuple[str, ...] = ()
     """For `cbf`: `host:port` of the only Bitcoin nodes to use, with peerblockfilters=1. Empty: find some."""
     start_height: Annotated[int, Meta(ge=0, le=10_000_000)] | None = None

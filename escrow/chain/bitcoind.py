@@ -79,6 +79,7 @@ class BitcoindView(BitcoindSource):
     name = "bitcoind"
     judges = True
     note = ""
+    disagreement = False
 
     def __init__(self, config: BitcoindConfig) -> None:
         """Keep the configuration; nothing is opened yet."""

@@ -44,7 +44,7 @@ from escrow.chain.outgoing import Outgoing
 from escrow.chain.p2pwire import CFHeaders, PeerBroken
 from escrow.chain.peer import Peer
 from escrow.chain.peerpool import PeerPool
-from escrow.chain.view import ArrivedHint, BlockHint, Hint, TxHint
+from escrow.chain.view import ArrivedHint, BlockHint, Hint, Lost, TxHint
 from escrow.coins import OutPoint
 from protocol.errors import ChainError
 from protocol.types import FeeRate, Hash32, Height, Network, Sats, Txid, UnixTime
@@ -92,6 +92,7 @@ class CbfView:
 
     name = "cbf"
     judges = False
+    disagreement = False
 
     def __init__(self, config: CbfConfig, clock: Callable[[], UnixTime], rng: random.Random) -> None:
         """Keep the configuration; nothing is opened yet. `rng` picks peers."""
@@ -111,6 +112,7 @@ class CbfView:
         self.pool.on_txs = self._txs_announced
         self.pool.on_peer = self._send_again_to
         self._hint: Callable[[Hint], None] = lambda _hint: None
+        self.pool.on_alone = lambda: self._hint(Lost())
         self._outgoing = Outgoing(lambda block: self._store.chain.height_of(block) is not None)
         self.pool.offer(self._outgoing.offer)
         # Blocks that are known to matter, so that their filter is not asked for twice.

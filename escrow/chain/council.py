@@ -1,11 +1,13 @@
 """Several views of the chain as one: what they do not agree on is not so.
 
-Theory of operation. A question goes to all members that are well, and an answer counts when the quorum gives it: by
-default all of them, and never fewer than two. So the tip that is followed is the highest block that the quorum has in
-its best chain, and a transaction is in a block when the quorum finds it there. Where there is no such answer, nothing
-is told: neither that a payment is confirmed nor that it no longer is. The user is told who says what (`note`, or
-BackendsDisagree as the health's detail), and the question is asked again until they agree: what differs because one
-was a moment slower passes unnoticed.
+Theory of operation. A question goes to all members that are well, and an answer counts when the quorum gives it. By
+default that is all of them, and never fewer than two. A quorum that is configured is how many must answer and agree:
+what is dead is done without as long as so many are left. It is never less than a majority of those that answer, so
+even with a quorum of one two that contradict each other stop everything. So the tip that is followed is the highest
+block that the quorum has in its best chain, and a transaction is in a block when the quorum finds it there. Where
+there is no such answer, nothing is told: neither that a payment is confirmed nor that it no longer is. The user is
+told who says what (`note`, or BackendsDisagree as the health's detail), and the question is asked again until they
+agree: what differs because one was a moment slower passes unnoticed.
 
 A member that does not answer, or still syncs, leaves the vote until it does again; if fewer than the quorum are left,
 nothing moves. What can't be voted on: transactions that wait, since a light client sees few of them (one member that
@@ -75,7 +77,10 @@ class CouncilView:
     """A `ChainView` over at least two others."""
 
     def __init__(self, views: Sequence[ChainView], quorum: int = 0) -> None:
-        """Name the members, the most trusted first; `quorum` 0 means all that answer, and two at least."""
+        """Name the members, the most trusted first; `quorum` 0 means all that answer, and two at least.
+
+        A smaller one is raised to a majority of those that answer.
+        """
         if len(views) < 2 or not 0 <= quorum <= len(views):
             raise ValueError("a council has two members or more, and a quorum that they can reach")
         self._members = [_Member(view) for view in views]
@@ -117,6 +122,11 @@ class CouncilView:
         absent = [f"{m.view.name} is left out: {m.trouble}" for m in self._members if not m.ready]
         notes = [m.view.note for m in self._members if m.ready and m.view.note]
         return "; ".join([*absent, *([self._note] if self._note else []), *notes])
+
+    @property
+    def disagreement(self) -> bool:
+        """Whether members with a vote have tips of their own."""
+        return bool(self._note)
 
     async def open(self, hint: Callable[[Hint], None]) -> None:
         """Open all members; what fails is tried again later."""
@@ -344,7 +354,7 @@ class CouncilView:
         return [m for m in self._members if m.ready]
 
     def _needed(self, ready: Sequence[_Member]) -> int:
-        return self._quorum or max(2, len(ready))
+        return max(self._quorum, len(ready) // 2 + 1) if self._quorum else max(2, len(ready))
 
     def _agreed(self, votes: Mapping[_Member, tuple[Hashable, T]], dispute: str) -> T:
         """The answer that the quorum gives. Raises BackendsDisagree."""

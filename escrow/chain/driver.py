@@ -12,12 +12,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Final, assert_never
 
 from escrow.chain.base import (
     BackendError,
+    BackendsDisagree,
+    BackendUnreachable,
     BlockRef,
     ChainEvent,
     ChainStatus,
@@ -25,6 +27,7 @@ from escrow.chain.base import (
     Health,
     NotSynced,
     Rejected,
+    Report,
     WatchRequest,
 )
 from escrow.chain.blocks import parse_tx
@@ -41,6 +44,11 @@ _log = logging.getLogger(__name__)
 _BACKOFF: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _HINTS: Final = 20_000
 """Hints that may wait to be followed up; past that, the mempool is read instead."""
+
+
+_SOON: Final = 1.0
+_LASTING: Final = 4
+"""Looks in a row that find the same trouble before it is reported: backends differ for a moment at every block."""
 
 
 class Backend:
@@ -63,6 +71,11 @@ class Backend:
         """Whether hints are trusted to tell of the next block."""
         self._health = Health.STARTING
         self._detail = ""
+        self.on_report: Callable[[Report], None] = lambda _report: None
+        """Called when what is to be told of the view has changed for longer than a moment."""
+        self._reported = Report.WELL
+        self._found = Report.WELL
+        self._times = 0
 
     # -- life -------------------------------------------------------------------------------------------------
 
@@ -111,16 +124,19 @@ class Backend:
     async def fee_rate(self, target_blocks: int) -> FeeRate:
         """See `ChainBackend.fee_rate`."""
         self._need_sync()
-        return await self._view.fee_rate(target_blocks)
+        with self._noticed():
+            return await self._view.fee_rate(target_blocks)
 
     async def mempool_fee(self, txid: Txid) -> Sats | None:
         """See `ChainBackend.mempool_fee`."""
-        return await self._view.mempool_fee(txid)
+        with self._noticed():
+            return await self._view.mempool_fee(txid)
 
     async def test_accept(self, tx: bytes) -> None:
         """See `ChainBackend.test_accept`; a light client knows less than a mempool does."""
         self._need_sync()
-        await self._view.test_accept([tx])
+        with self._noticed():
+            await self._view.test_accept([tx])
 
     async def broadcast(self, tx: bytes) -> Txid:
         """Send `tx` after `test_accept`; followers hear of it at once. Idempotent.
@@ -136,19 +152,22 @@ class Backend:
             parsed = [parse_tx(tx) for tx in txs]
         except BackendError as e:
             raise Rejected("it does not decode") from e
-        await self._view.test_accept(txs)
-        await self._view.send(txs)
+        with self._noticed():
+            await self._view.test_accept(txs)
+            await self._view.send(txs)
         for tx in parsed:
             await self._follow.saw(tx)
         return [tx.txid for tx in parsed]
 
     async def unspent(self, outpoint: OutPoint) -> bool | None:
         """Whether an output is there to be spent, if the backend can tell."""
-        return await self._view.unspent(outpoint)
+        with self._noticed():
+            return await self._view.unspent(outpoint)
 
     async def transaction(self, txid: Txid, block_hash: Hash32 | None = None) -> ChainTx | None:
         """See `ChainBackend.transaction`."""
-        return await self._view.transaction(txid, block_hash)
+        with self._noticed():
+            return await self._view.transaction(txid, block_hash)
 
     # -- watching ---------------------------------------------------------------------------------------------
 
@@ -186,6 +205,15 @@ class Backend:
         await self._follow.poll_mempool()
 
     # -- inside -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _noticed(self) -> Iterator[None]:
+        """A view that does not answer a question is looked at now: the next poll may be half a minute away."""
+        try:
+            yield
+        except (BackendUnreachable, BackendsDisagree):
+            self._wake.set()
+            raise
 
     def _tell(self) -> None:
         for event in self._book.take_events():
@@ -253,13 +281,26 @@ class Backend:
         failures = 0
         while True:
             usual = self._safety_poll if self.prompt else self._poll
+            if self._found is not self._reported:
+                usual = min(usual, _SOON)  # to learn whether it lasts
             hinted = await self._woken(_BACKOFF[min(failures, len(_BACKOFF)) - 1] if failures else usual)
             try:
                 await self._look(hinted=hinted, anew=failures > 0)
                 failures = 0
+                note, parted = self._view.note, self._view.disagreement
+                self._report(Report.DISAGREEMENT if parted else Report.DEGRADED if note else Report.WELL)
             except ChainError as e:
                 failures += 1
                 self._say(Health.UNREACHABLE, e.detail)
+                self._report(Report.DISAGREEMENT if isinstance(e, BackendsDisagree) else Report.UNREACHABLE)
+
+    def _report(self, found: Report) -> None:
+        """Tell what was found once it lasts; that all is well again, at once."""
+        self._times = self._times + 1 if found is self._found else 1
+        self._found = found
+        if found is not self._reported and (found is Report.WELL or self._times >= _LASTING):
+            self._reported = found
+            self.on_report(found)
 
     async def _look(self, *, hinted: bool, anew: bool) -> None:
         if anew or self._health is not Health.READY:

@@ -96,6 +96,7 @@ class ElectrumView:
 
     judges = False
     note = ""
+    disagreement = False
 
     def __init__(self, config: ElectrumConfig, clock: Callable[[], UnixTime]) -> None:
         """Keep the configuration; nothing is opened yet."""
@@ -215,7 +216,8 @@ class ElectrumView:
         try:
             floor = _sat(await rpc.call("blockchain.relayfee"))
         except ElectrumError:  # 1.6 has another question for it
-            info = await rpc.call("mempool.get_info")
+            answer = await rpc.call("mempool.get_info")
+            info = answer if isinstance(answer, dict) else {}
             floor = max(_sat(info.get("mempoolminfee", 0)), _sat(info.get("minrelaytxfee", 0)))
         if estimate <= 0:
             if self._config.fallback_fee_rate is None:
@@ -287,10 +289,13 @@ class ElectrumView:
         listed = await rpc.call("blockchain.scripthash.listunspent", _scripthash(script))
         name = txid_text(outpoint.txid)
         mempool = await rpc.call("blockchain.scripthash.get_mempool", _scripthash(script))
-        spending = [await self._transaction(txid_bytes(entry["tx_hash"])) for entry in mempool]
-        return any(
-            entry["tx_hash"] == name and entry["tx_pos"] == outpoint.vout and entry["height"] > 0 for entry in listed
-        ) and not any(outpoint in tx.spends for tx in spending)
+        try:
+            there = any(e["tx_hash"] == name and e["tx_pos"] == outpoint.vout and e["height"] > 0 for e in listed)
+            waiting = [txid_bytes(entry["tx_hash"]) for entry in mempool]
+        except (KeyError, TypeError, ValueError) as e:
+            raise ProofFailed("an Electrum server sent a list of outputs that does not parse") from e
+        spending = [await self._transaction(other) for other in waiting]
+        return there and not any(outpoint in tx.spends for tx in spending)
 
     # -- the connection ---------------------------------------------------------------------------------------
 
@@ -482,7 +487,7 @@ class ElectrumView:
             raise BackendUnreachable(
                 f"the Electrum server {rpc.name} is busy with a new block: {e.message[:80]}"
             ) from e
-        except (KeyError, TypeError, ValueError) as e:
+        except (KeyError, TypeError, ValueError, OverflowError) as e:
             raise ProofFailed(f"the Electrum server {rpc.name} sent something that is no proof") from e
         check_provable(tx)
         check_branch(txid, place, branch, self._store.chain.raw_at(block.height))
@@ -519,7 +524,7 @@ def _entries(answer: object) -> dict[Txid, int]:
         for entry in answer if isinstance(answer, list) else []:
             txid, height = txid_bytes(entry["tx_hash"]), int(entry["height"])
             entries[txid] = max(height, entries.get(txid, height))
-    except (KeyError, TypeError, ValueError) as e:
+    except (KeyError, TypeError, ValueError, OverflowError) as e:
         raise ProofFailed("an Electrum server sent a history that does not parse") from e
     return entries
 
@@ -544,6 +549,9 @@ def _headers(answer: object) -> list[bytes]:
 
 
 def _sat(btc: object) -> int:
-    """Satoshis, rounded up; -1 where the server has no answer."""
-    value = Decimal(str(btc))
-    return -1 if value < 0 else int((value * 100_000_000).to_integral_value(ROUND_CEILING))
+    """Satoshis, rounded up; -1 where the server has no answer. Raises BackendError where it is no number at all."""
+    try:
+        value = Decimal(str(btc))
+        return -1 if value < 0 else int((value * 100_000_000).to_integral_value(ROUND_CEILING))
+    except (ArithmeticError, ValueError) as e:
+        raise BackendError("an Electrum server told a fee that is no number") from e

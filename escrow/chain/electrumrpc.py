@@ -138,7 +138,8 @@ class ElectrumRpc:
             params = message.get("params")
             self.on_notification(str(message["method"]), params if isinstance(params, list) else [])
             return
-        method, answer = self._open.get(message.get("id", -1), ("", None))
+        number = message.get("id")
+        method, answer = self._open.get(number, ("", None)) if isinstance(number, int) else ("", None)
         if answer is None or answer.done():
             return
         if (error := message.get("error")) is not None:

@@ -100,6 +100,7 @@ class EsploraView:
     judges = False
     prompt = False
     note = ""
+    disagreement = False
 
     def __init__(self, config: EsploraConfig, clock: Callable[[], UnixTime]) -> None:
         """Keep the configuration; nothing is opened yet."""

@@ -48,6 +48,10 @@ class PeerOwner(Protocol):
         """The peer has transactions in its mempool."""
         ...
 
+    def peer_ended(self, peer: Peer) -> None:
+        """The connection is over; `peer.ended` says why."""
+        ...
+
     def addresses(self, found: Collection[tuple[str, int, int]]) -> None:
         """Other nodes that the peer knows: host, port, services."""
         ...
@@ -342,6 +346,7 @@ class Peer:
             return
         _log.info("%s", error.detail)
         self.ended = error
+        self._owner.peer_ended(self)
         self._writer.close()
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_exception(error)

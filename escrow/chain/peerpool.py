@@ -95,6 +95,7 @@ class PeerPool:
         self.on_block: Callable[[Hash32], None] = lambda _block: None
         self.on_txs: Callable[[Peer, Collection[Txid]], None] = lambda _peer, _txids: None
         self.on_peer: Callable[[Peer], None] = lambda _peer: None
+        self.on_alone: Callable[[], None] = lambda: None
 
     @property
     def live(self) -> list[Peer]:
@@ -151,6 +152,11 @@ class PeerPool:
     def txs_announced(self, peer: Peer, txids: Collection[Txid]) -> None:
         """Pass it on."""
         self.on_txs(peer, txids)
+
+    def peer_ended(self, peer: Peer) -> None:
+        """Say so when it was the last one."""
+        if peer in self._peers.values() and not self.live:
+            self.on_alone()
 
     def addresses(self, found: Collection[tuple[str, int, int]]) -> None:
         """Remember those that offer what is needed."""

@@ -85,6 +85,11 @@ class ChainView(BlockSource, Protocol):
         """What the user should know although money may move, in a line; mostly empty."""
         ...
 
+    @property
+    def disagreement(self) -> bool:
+        """Whether `note` tells of members that contradict each other; only several views as one can."""
+        ...
+
     async def open(self, hint: Callable[[Hint], None]) -> None:
         """Connect and check the network; call `hint` from now on. Raises what `ChainBackend.start` raises."""
         ...

@@ -19,6 +19,7 @@ from escrow.chain.base import (
     Confirmed,
     Health,
     Rejected,
+    Report,
     Seen,
     SpentBy,
     TipChanged,
@@ -332,3 +333,79 @@ def test_a_council_of_one_is_none(tmp_path: Path) -> None:
     del tmp_path
     with pytest.raises(ValueError, match="two members"):
         CouncilView([])
+
+
+class TestQuorum:
+    async def test_with_a_quorum_of_one_of_two_the_living_goes_on_alone(
+        self, bitcoind: RegtestNode, rng: random.Random
+    ) -> None:
+        dying = liar(bitcoind)
+        async with council_of(dying, honest(bitcoind), quorum=1) as backend:
+            stream = backend.events()
+            script = fresh_script(rng)
+            await backend.watch(WatchRequest(b"k", script, None, await bitcoind.height()))
+            dying.dead = True
+            coin = await pay(bitcoind, script, confirmations=2)
+            assert (await next_of(stream, Confirmed, depth=2)).outpoint == coin
+            raw = await node_spend(bitcoind, (await own_output(bitcoind))[0], 90_000, send=False)
+            await backend.broadcast(raw)
+
+    async def test_even_with_a_quorum_of_one_two_that_contradict_each_other_move_nothing(
+        self, bitcoind: RegtestNode, rng: random.Random
+    ) -> None:
+        script = fresh_script(rng)
+        lying = liar(bitcoind)
+        async with council_of(lying, honest(bitcoind), quorum=1) as backend:
+            stream = backend.events()
+            await backend.watch(WatchRequest(b"k", script, None, await bitcoind.height()))
+            coin = await pay(bitcoind, script)
+            await next_of(stream, Seen)
+            lying.hides = frozenset([coin.txid])
+            await told_nothing_of(stream, b"k", lambda: bitcoind.mine(3))
+            lying.hides = frozenset()
+            await next_of(stream, Confirmed)
+
+
+class TestReports:
+    async def test_lasting_disagreement_death_and_recovery_are_reported_once_each(
+        self, bitcoind: RegtestNode, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("escrow.chain.council._RETRY", 0.1)
+        reports: list[Report] = []
+        lying = liar(bitcoind)
+        script = fresh_script(rng)
+        async with council_of(honest(bitcoind), lying, quorum=1) as backend:
+            backend.on_report = reports.append
+            await backend.watch(WatchRequest(b"k", script, None, await bitcoind.height()))
+
+            async def reported(expected: Report) -> bool:
+                return reports[-1:] == [expected]
+
+            coin = await pay(bitcoind, script)
+            lying.hides = frozenset([coin.txid])
+            await bitcoind.mine(1)
+            await until(lambda: reported(Report.DISAGREEMENT))
+            lying.hides = frozenset()
+            await until(lambda: reported(Report.WELL))
+            lying.dead = True
+            await bitcoind.mine(1)
+            await until(lambda: reported(Report.DEGRADED))
+            lying.dead = False
+            await until(lambda: reported(Report.WELL))
+            lying.stuck_at = await bitcoind.height()
+            await bitcoind.mine(1)
+            await until(lambda: reported(Report.DISAGREEMENT))
+        assert reports == [Report.DISAGREEMENT, Report.WELL, Report.DEGRADED, Report.WELL, Report.DISAGREEMENT]
+
+    async def test_blocks_that_come_as_usual_are_no_news(self, bitcoind: RegtestNode) -> None:
+        reports: list[Report] = []
+        async with council_of(honest(bitcoind), light(bitcoind)) as backend:
+            backend.on_report = reports.append
+            for _ in range(5):
+                await bitcoind.mine(1)
+
+                async def there() -> bool:
+                    return (await backend.tip()).height == await bitcoind.height()
+
+                await until(there)
+        assert reports == []
