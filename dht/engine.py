@@ -24,6 +24,7 @@ from dht.records import Record, Registry
 from dht.rpc import Asker, Call, Limits, Peer, Rng, Rpc
 from dht.search import FindNodes, Found, GetValue, PutResult, PutValue, Search
 from dht.storage import Outcome, Put, Storage
+from dht.survey import Survey, Surveyed
 from dht.tables import Tables
 from dht.upkeep import Upkeep
 from dht.watch import Watchers, Watching
@@ -144,6 +145,10 @@ class Engine:
     ) -> None:
         """Find the nodes closest to an id."""
         self.start(FindNodes(self, target, self._lookup(target, self.config.alpha, seeds), done), now)
+
+    def survey(self, topic: bytes, done: Callable[[Surveyed], None], now: float) -> None:
+        """Find the holders of a topic and what state each is in."""
+        self.start(Survey(self, topic, self._lookup(topic, self.config.alpha), done), now)
 
     def join(self, seeds: Iterable[Contact], done: Callable[[], None], now: float) -> None:
         """Enter the network: find our own place, then have a look at the rest."""

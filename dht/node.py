@@ -43,6 +43,7 @@ from dht.rpc import Asker, Call, Rng, Rpc
 from dht.search import Found, PutResult
 from dht.storage import Storage
 from dht.stream import Stream, serve_stream
+from dht.survey import Surveyed
 from dht.udp import Transport, UdpTransport
 from dht.watch import Watch
 from protocol.errors import P2PError
@@ -336,11 +337,11 @@ class DhtNode:
         met = found[0] if found else None
         if met is None or (seed.key is not None and met.key != seed.key):
             return None
-        began = self._clock.monotonic()
-        # A search for a node's own id asks that node first; only an authenticated answer counts as heard.
-        await self._find(met.id, [met])
-        peer = self.engine.peer_of(met)
-        return met if peer is not None and peer.heard_at >= began else None
+        answered: asyncio.Future[bool] = self._running().create_future()
+        # Only an authenticated answer counts.
+        if self.ask(met, messages.Op.PING, b"", _Meeting(self.engine, answered)) is None:
+            return None
+        return met if await answered else None
 
     # -- records -----------------------------------------------------------------------------------------------
 
@@ -383,13 +384,15 @@ class DhtNode:
         topic: bytes,
         on_record: Callable[[Record], None],
         on_digest: Callable[[Contact, bytes, int], None] = lambda *_: None,
+        holders: Iterable[Contact] = (),
     ) -> Callable[[], None]:
         """Have holders push what changes under a topic; returns the function that ends it.
 
         `on_record` gets each pushed record, verified, possibly twice. `on_digest` gets what a holder says of the whole
-        topic about every 25 seconds: (holder, digest, records), zeros for none.
+        topic about every 25 seconds: (holder, digest, records), zeros for none. `holders`: those known already, who then
+        need not be searched.
         """
-        watch = Watch(self.engine, topic, on_record, on_digest)
+        watch = Watch(self.engine, topic, on_record, on_digest, holders)
         self.engine.watching.add(watch, self.now())
         self._arm()
 
@@ -429,6 +432,13 @@ class DhtNode:
     async def find_nodes(self, target: bytes) -> list[Contact]:
         """The live nodes closest to a 20-byte id, closest first."""
         return await self._find(target)
+
+    async def survey(self, topic: bytes) -> Surveyed:
+        """The live nodes closest to a topic, and how much of it each says that it holds."""
+        future: asyncio.Future[Surveyed] = self._running().create_future()
+        self.engine.survey(topic, _resolver(future), self.now())
+        self._arm()
+        return await future
 
     async def _find(self, target: bytes, seeds: Iterable[Contact] = ()) -> list[Contact]:
         future: asyncio.Future[list[Contact]] = self._running().create_future()
@@ -586,6 +596,26 @@ class DhtNode:
             return intern_contact(Contact(key, host, seed.port))
         except BadContact:
             return None
+
+
+class _Meeting:
+    """Asks one node whether it is there."""
+
+    def __init__(self, engine: Engine, answer: asyncio.Future[bool]) -> None:
+        self._engine = engine
+        self._resolve = _resolver(answer)
+
+    def answered(self, call: Call, _reply: messages.Reply, now: float) -> None:
+        """It is."""
+        self._engine.heard(call.peer.contact, now)
+        self._resolve(True)
+
+    def late(self, call: Call, now: float) -> None:
+        """Wait."""
+
+    def failed(self, _call: Call, _now: float) -> None:
+        """It is not, or is another."""
+        self._resolve(False)
 
 
 def _resolver(future: asyncio.Future[T]) -> Callable[[T], None]:

@@ -28,8 +28,7 @@ CLOCK_SKEW_S: Final = 600
 MAX_SUB_KEY: Final = 32
 
 
-@dataclass(frozen=True, slots=True)
-class RecordMeta:
+class RecordMeta(NamedTuple):
     """What a validator reads out of a record's body."""
 
     publisher: bytes
@@ -45,6 +44,8 @@ class RecordMeta:
     issued: int = 0
     """Unix seconds; 0 when the body does not say."""
     pow_bits: int = 0
+    value: object = None
+    """What the validator made of the body, for whoever takes the record further."""
 
 
 Validate = Callable[[Envelope, int], RecordMeta]
@@ -62,7 +63,7 @@ class RecordKind:
     min_pow_bits: int = 0
     max_per_publisher: int = 64
     """Values that one publisher may have under one topic."""
-    max_per_topic: int = 2_000
+    max_per_topic: int = 4_000
 
 
 class Record(NamedTuple):

@@ -19,7 +19,7 @@ IDLE_S: Final = 30.0
 
 
 class Stream(Protocol):
-    """A two-way stream of frames of up to 60,000 bytes."""
+    """A two-way stream of frames of up to 65,500 bytes."""
 
     async def send(self, frame: bytes) -> None:
         """Send one frame; waits while the other side is slow. Raises OSError when the stream is broken."""

@@ -5,7 +5,7 @@ records lie in order of tag; a range is summed up by the XOR of its records' nam
 done with; a range that differs is told in sixteen smaller ones, or, when it is small, as a list. No I/O here: `answer`
 is what the holder says to a message, `Puller` is the side that wants to be brought up to date.
 
-Messages (each fits a frame of 60,000 bytes; integers big-endian; lists end with the frame):
+Messages (each fits a frame of 65,500 bytes; integers big-endian; lists end with the frame):
 
     ask      01 ‖ topic (20) ‖ n × (from tag (8) ‖ to tag (8, inclusive) ‖ sum (8) ‖ count u32)
     tell     02 ‖ n × (00 ‖ range (28))    this range has this sum here and differs
@@ -24,7 +24,7 @@ from dht.contact import ID_BYTES
 from dht.errors import BadPacket
 from dht.storage import Storage
 
-FRAME: Final = 60_000
+FRAME: Final = 65_500
 ASK: Final = 1
 TELL: Final = 2
 WANT: Final = 3

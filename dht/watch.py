@@ -2,13 +2,14 @@
 
 A watcher asks two of a topic's holders to send it every new record of the topic for a while. It renews twice as often
 as needed; the answer carries the holder's digest, so that a lost push is noticed at the next renewal, and the
-datagrams keep a NAT's mapping open. A holder bounds its watchers by topic, by address group and in all, and drops one
-that does not acknowledge.
+datagrams keep a NAT's mapping open. At each renewal one of the two gives way to another holder, so that two that keep
+still, by design or because others are closer by now, are not listened to for long. A holder bounds its watchers by
+topic, by address group and in all, and drops one that does not acknowledge.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 from dht import messages
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 TTL_S: Final = 60.0
 RENEW_S: Final = 25.0
+FIND_S: Final = 600.0
+"""How often the holders are searched again, in case that others are the closest by now."""
 HOLDERS: Final = 2
 MAX_WATCHERS: Final = 4_096
 MAX_PER_TOPIC: Final = 256
@@ -132,33 +135,52 @@ class Watch:
         topic: bytes,
         on_record: Callable[[Record], None],
         on_digest: Callable[[Contact, bytes, int], None],
+        known: Iterable[Contact] = (),
     ) -> None:
-        """`on_record`: a verified record was pushed. `on_digest`: a holder told its digest and total."""
+        """`on_record`: a verified record was pushed. `on_digest`: a holder told its digest and total.
+
+        `known`: holders that were found a moment ago; the first search is left out when there are enough of them.
+        """
         self.engine = engine
         self.topic = topic
         self.on_record = on_record
         self.on_digest = on_digest
         self.holders: list[Contact] = []
         self.closed = False
+        self._near = list(known)
+        """Nodes that hold the topic, as far as the last search knew."""
         self._finding = False
+        self._find_at = 0.0
         self._renew_at = 0.0
 
     def step(self, now: float) -> None:
-        """Renew when due; find holders when there are too few."""
+        """Renew when due; find holders when there are too few, or when others may be the closest by now."""
         if now < self._renew_at or self.closed:
             return
-        self._renew_at = now + RENEW_S * (0.8 + 0.4 * self.engine.rng.random())
-        if len(self.holders) < HOLDERS and not self._finding:
+        rng = self.engine.rng
+        self._renew_at = now + RENEW_S * (0.8 + 0.4 * rng.random())
+        if len(self.holders) == HOLDERS and len(self._near) > HOLDERS:
+            # One that tells nothing of what it stores is not kept for long.
+            self.holders.pop(int(rng.random() * HOLDERS))
+        for holder in tuple(self.holders):
+            self._ask(holder, now)
+        if self._near and not self._find_at:
+            self._find_at = self._renew_at + FIND_S
+        self._choose(now)
+        if not self._finding and (len(self.holders) < HOLDERS or now >= self._find_at):
             self._finding = True
             self.engine.find(self.topic, lambda found: self._found(found, now), now)
-        for holder in self.holders:
-            self._ask(holder, now)
 
     def _found(self, found: list[Contact], now: float) -> None:
         self._finding = False
+        self._find_at = now + FIND_S * (0.8 + 0.4 * self.engine.rng.random())
+        self._near = found[: self.engine.config.k]
+        self._choose(now)
+
+    def _choose(self, now: float) -> None:
         # Not the same two for everyone: pushes are spread over all holders.
         rng = self.engine.rng
-        for holder in sorted(found[: self.engine.config.k], key=lambda _: rng.random()):
+        for holder in sorted(self._near, key=lambda _: rng.random()):
             if len(self.holders) < HOLDERS and holder not in self.holders:
                 self.holders.append(holder)
                 self._ask(holder, now)
@@ -168,6 +190,7 @@ class Watch:
             self._lose(holder)
 
     def _lose(self, holder: Contact) -> None:
+        self._near = [near for near in self._near if near is not holder]
         if holder in self.holders:
             self.holders.remove(holder)
             self._renew_at = 0.0

@@ -4,9 +4,10 @@ Only verified envelopes come in. A row that is not `live` is a tombstone: it kee
 coming back until the offer would have expired. Amounts are satoshis, prices minor units per bitcoin.
 
 A market is a currency and the maker's side. Within one, offers come best first for whoever takes them: fixed prices
-(cheapest of sellers, dearest of buyers), then margins on a market price. `rank` is that order as one number, and the
-index `book_order` holds all that a filter looks at, so that a question that fits nothing in a book of 100,000 offers is
-answered from the index alone.
+(cheapest of sellers, dearest of buyers), then margins on a market price; equals in the order that they came in. `rank`
+is that order as one number, and the index `book_order` holds all that a filter looks at, so that a question that fits
+nothing in a book of 100,000 offers is answered from the index alone. Method names are compared last, of those offers
+whose `method_bits` say that they may have the method.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import binascii
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable
 from enum import Enum
+from functools import lru_cache
 from typing import Annotated, Final
+from zlib import crc32
 
 import msgspec
 from msgspec import Meta, Struct
@@ -24,11 +27,11 @@ from p2pnode.database import Database
 from p2pnode.idprefix import id_range
 from protocol.errors import Malformed, TooLarge, UserError
 from protocol.offer import FixedPrice, Offer, Revocation
-from protocol.types import CurrencyCode, Hash32, Network, PersonaId, Side
+from protocol.types import CurrencyCode, Network, Side
 from protocol.wire import Envelope, Kind, open_envelope, pack, parse_envelope, unpack
 
 MAX_LISTED: Final = 500
-CAPACITY: Final = 20_000
+CAPACITY: Final = 200_000
 TRIM_TO: Final = 0.95
 """A book over its capacity is cut to this share of it, because each cut looks at everything."""
 _CURSOR_LIMIT: Final = 200
@@ -90,8 +93,7 @@ class _Cursor(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     currency: CurrencyCode
     floating: bool
     rank: Annotated[int, Meta(ge=-(10**18), le=10**18)]
-    maker: PersonaId
-    offer_id: Hash32
+    id: Annotated[int, Meta(ge=0, le=2**62)]
 
 
 _ORDER: Final = _Cursor.__struct_fields__[1:]
@@ -107,12 +109,16 @@ class OfferBook:
         self._db = database.connection
         self._network = network
         self._capacity = capacity
+        self._most: int = self._db.execute("SELECT count(*) FROM book").fetchone()[0]
+        """Rows that there may be at most: counting them costs as much as writing hundreds."""
 
     # --- coming in ----------------------------------------------------------------------------------------------
 
     def add(self, envelope: Envelope, offer: Offer, now: int) -> bool:
         """Keep a verified offer unless this or a newer version, or its tombstone, is known. True when it is new."""
-        return self._db.execute(_ADD, _row(envelope, offer, now)).rowcount > 0
+        added = self._db.execute(_ADD, _row(envelope, offer, now)).rowcount
+        self._most += added
+        return added > 0
 
     def revoke(self, revocation: Revocation) -> bool:
         """Put a tombstone over every version up to its sequence. True when it hides something or is new."""
@@ -120,7 +126,7 @@ class OfferBook:
             """INSERT INTO book (maker, offer_id, sequence, raw, live, side, currency, floating, rank, amount_min,
                                  amount_max, methods, expires, seen)
                VALUES (?, ?, ?, NULL, 0, ?, ?, 0, 0, 0, 0, '', ?, 0)
-               ON CONFLICT (maker, offer_id) DO UPDATE SET raw = NULL, live = 0, sequence = excluded.sequence,
+               ON CONFLICT (offer_id, maker) DO UPDATE SET raw = NULL, live = 0, sequence = excluded.sequence,
                    expires = max(excluded.expires, book.expires)
                WHERE excluded.sequence > book.sequence OR (excluded.sequence = book.sequence AND book.live = 1)""",
             (
@@ -132,25 +138,27 @@ class OfferBook:
                 revocation.expires,
             ),
         )
+        self._most += cursor.rowcount
         return cursor.rowcount > 0
 
-    def read_many(self, envelopes: Iterable[Envelope], now: int) -> int:
-        """Take in checked records of the offers' topics, offers and revocations, in one commit; how many were news.
+    def read_many(self, records: Iterable[tuple[Envelope, Offer | Revocation]], now: int) -> int:
+        """Take in checked records, each with what its body says, in one commit; how many were news.
 
         Then the book is cut to its capacity.
         """
         offers = []
         revocations = []
-        for envelope in envelopes:
-            if envelope.kind == Kind.OFFER_REVOCATION:
-                revocations.append(_REVOCATION.decode(envelope.body))
+        for envelope, value in records:
+            if isinstance(value, Revocation):
+                revocations.append(value)
             else:
-                offers.append(_row(envelope, _OFFER.decode(envelope.body), now))
+                offers.append(_row(envelope, value, now))
         with self._database.transaction():
             # In whichever order: the sequences decide.
             changed = self._db.executemany(_ADD, offers).rowcount if offers else 0
+            self._most += changed
             changed += sum(self.revoke(revocation) for revocation in revocations)
-            if changed:
+            if self._most > self._capacity:
                 self._trim()
         return changed
 
@@ -160,16 +168,16 @@ class OfferBook:
 
     def _trim(self) -> None:
         """Over capacity, those who hold the most rows lose some: flooding pushes out the flood, not the others."""
-        (count,) = self._db.execute("SELECT count(*) FROM book").fetchone()
-        if count <= self._capacity:
+        (self._most,) = self._db.execute("SELECT count(*) FROM book").fetchone()
+        if self._most <= self._capacity:
             return
-        excess = count - int(self._capacity * TRIM_TO)
-        self._db.execute(
-            """DELETE FROM book WHERE (maker, offer_id) IN (
-                   SELECT maker, offer_id FROM book
+        excess = self._most - int(self._capacity * TRIM_TO)
+        self._most -= self._db.execute(
+            """DELETE FROM book WHERE id IN (
+                   SELECT id FROM book
                    ORDER BY row_number() OVER (PARTITION BY maker ORDER BY seen) DESC, seen DESC LIMIT ?)""",
             (excess,),
-        )
+        ).rowcount
 
     # --- answering ----------------------------------------------------------------------------------------------
 
@@ -199,25 +207,30 @@ class OfferBook:
                 raise BadCursor
             sides = sides[sides.index(start.side) :]
         limit = min(wanted.limit, MAX_LISTED)
-        rows: list[tuple[bytes, int]] = []
+        rows: list[tuple[int, bytes, int]] = []
         for side in sides:
             if len(rows) <= limit:
                 begin = start if start is not None and start.side is side else None
                 rows += self._one_side(side, wanted, now, begin, limit + 1 - len(rows))
-        entries = tuple(self._entry(raw, seen) for raw, seen in rows[:limit])
-        return BookPage(entries, _encode(_place(entries[-1].offer)) if len(rows) > limit else None)
+        entries = tuple(self._entry(raw, seen) for _, raw, seen in rows[:limit])
+        more = len(rows) > limit
+        return BookPage(entries, _encode(_place(entries[-1].offer, rows[limit - 1][0])) if more else None)
 
     def _one_side(
         self, side: Side, wanted: BookFilter, now: int, begin: _Cursor | None, limit: int
-    ) -> list[tuple[bytes, int]]:
-        """(raw, seen) of up to `limit` offers behind `begin`. One side at a time: then the index is entered by it."""
-        clauses = ["live = 1", "side = ?", "expires > ?"]
-        bound: list[object] = [int(side), now]
+    ) -> list[tuple[int, bytes, int]]:
+        """(id, raw, seen) of up to `limit` offers behind `begin`. One side at a time: so the index is entered by it."""
+        clauses = ["live = 1", "side = ?"]
+        bound: list[object] = [int(side)]
+        bits = None if wanted.method is None else _methods((wanted.method,))[1]
+        # In the order of what they cost to check, and of how much they leave out.
         conditions: list[tuple[str, object | None]] = [
             ("currency = ?", wanted.currency),
-            ("instr(methods, ?)", None if wanted.method is None else f",{wanted.method},"),
             ("amount_min <= ?", wanted.amount),
             ("amount_max >= ?", wanted.amount),
+            ("method_bits & ?", bits),
+            ("instr(methods, ?)", None if wanted.method is None else f",{wanted.method},"),
+            ("expires > ?", now),
         ]
         for clause, value in conditions:
             if value is not None:
@@ -230,10 +243,9 @@ class OfferBook:
             bound += [getattr(begin, column) for column in order]
         # The inner query reads nothing but the index; rows are fetched only for what is shown.
         return self._db.execute(
-            f"""SELECT b.raw, b.seen FROM
-                    (SELECT maker, offer_id FROM book WHERE {" AND ".join(clauses)}
-                     ORDER BY {", ".join(order)} LIMIT ?) AS i
-                CROSS JOIN book AS b USING (maker, offer_id) ORDER BY {", ".join(f"b.{c}" for c in order)}""",  # noqa: S608  (clauses and columns are ours)
+            f"""SELECT b.id, b.raw, b.seen FROM
+                    (SELECT id FROM book WHERE {" AND ".join(clauses)} ORDER BY {", ".join(order)} LIMIT ?) AS i
+                CROSS JOIN book AS b USING (id) ORDER BY {", ".join(f"b.{c}" for c in order)}""",  # noqa: S608  (clauses and columns are ours)
             (*bound, limit),
         ).fetchall()
 
@@ -272,26 +284,37 @@ class OfferBook:
 
 
 def _row(envelope: Envelope, offer: Offer, now: int) -> tuple[object, ...]:
-    """What `_ADD` binds."""
-    place = _place(offer)
+    """What `_ADD` binds; in the types that sqlite3 takes without asking its adapters, which cost as much as a row."""
+    price = offer.price
+    fixed = isinstance(price, FixedPrice)
+    number = price.price if isinstance(price, FixedPrice) else price.margin
     return (
-        offer.maker,
-        offer.offer_id,
+        bytearray(offer.maker),
+        bytearray(offer.offer_id),
         offer.sequence,
-        envelope.raw,
+        bytearray(envelope.raw),
         int(offer.side),
         offer.currency,
-        place.floating,
-        place.rank,
+        0 if fixed else 1,
+        number if offer.side is Side.SELL else -number,
         offer.amount_min,
         offer.amount_max,
-        f",{','.join(offer.methods)},",
+        *_methods(offer.methods),
         offer.expires,
         now,
     )
 
 
-def _place(offer: Offer) -> _Cursor:
+@lru_cache(maxsize=1_024)
+def _methods(methods: tuple[str, ...]) -> tuple[str, int]:
+    """The methods as one text, and a number with a bit for each: few share one, so most others are told by it."""
+    bits = 0
+    for method in methods:
+        bits |= 1 << crc32(method.encode()) % 62
+    return f",{','.join(methods)},", bits
+
+
+def _place(offer: Offer, row: int) -> _Cursor:
     """Where an offer stands in the order. The taker of a buyer's offer wants the dearest first."""
     number = offer.price.price if isinstance(offer.price, FixedPrice) else offer.price.margin
     return _Cursor(
@@ -299,8 +322,7 @@ def _place(offer: Offer) -> _Cursor:
         currency=offer.currency,
         floating=not isinstance(offer.price, FixedPrice),
         rank=number if offer.side is Side.SELL else -number,
-        maker=offer.maker,
-        offer_id=offer.offer_id,
+        id=row,
     )
 
 
@@ -328,14 +350,14 @@ _REPLACED: Final = ", ".join(
         "amount_min",
         "amount_max",
         "methods",
+        "method_bits",
         "expires",
         "seen",
     )
 )
 _ADD: Final = f"""INSERT INTO book (maker, offer_id, sequence, raw, live, side, currency, floating, rank, amount_min,
-                                    amount_max, methods, expires, seen)
-                  VALUES (?, ?, ?, ?, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-                  ON CONFLICT (maker, offer_id) DO UPDATE SET {_REPLACED} WHERE excluded.sequence > book.sequence"""  # noqa: S608  (columns are ours)
-# For bodies that passed `protocol.offer`'s checks before: these decode without the way back that proves the encoding.
+                                    amount_max, methods, method_bits, expires, seen)
+                  VALUES (?, ?, ?, ?, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                  ON CONFLICT (offer_id, maker) DO UPDATE SET {_REPLACED} WHERE excluded.sequence > book.sequence"""  # noqa: S608  (columns are ours)
+# For bodies that passed `protocol.offer`'s checks before: it decodes without the way back that proves the encoding.
 _OFFER: Final = msgspec.msgpack.Decoder(Offer)
-_REVOCATION: Final = msgspec.msgpack.Decoder(Revocation)

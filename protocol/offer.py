@@ -39,6 +39,7 @@ MAX_CLOCK_SKEW: Final = 3_600
 SALT_BYTES: Final = 24
 """Of an offer id: what the maker chooses. The 8 bytes before them bind the id to the maker."""
 _TAG_BYTES: Final = 8
+_ID_DOMAIN: Final = b"p2pnode/offer-id"
 
 
 class OfferExpired(PeerRefusal):
@@ -53,13 +54,13 @@ class OutOfRange(UserError):
     code = 3020
 
 
-class FixedPrice(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=1):
+class FixedPrice(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=1, gc=False):
     """A price that stands until the offer is edited."""
 
     price: PricePerBtc
 
 
-class MarketPrice(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=2):
+class MarketPrice(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=2, gc=False):
     """A margin on the median of a named set of feeds, with an optional limit the price never passes.
 
     `margin` is added (negative: subtracted) in ppm. `limit` is the worst price for the maker: a ceiling when it
@@ -74,20 +75,20 @@ class MarketPrice(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
 Price = FixedPrice | MarketPrice
 
 
-class ArbiterRef(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class ArbiterRef(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """An arbiter that the maker accepts, on exactly the terms of one announcement."""
 
     persona: PersonaId
     announcement: Hash32
 
 
-class Requirements(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class Requirements(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """What the maker asks of a taker."""
 
     completed_trades: Annotated[int, Meta(ge=0, le=10_000)] = 0
 
 
-class Offer(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class Offer(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """An offer's body. `offer_id` is `make_offer_id`'s and stays over edits; `sequence` grows with each."""
 
     maker: PersonaId
@@ -144,11 +145,11 @@ def make_offer_id(maker: PersonaId, salt: bytes) -> Hash32:
     """
     if len(salt) != SALT_BYTES:
         raise ValueError(f"an offer's salt has {SALT_BYTES} bytes")
-    return digest(b"p2pnode/offer-id", maker, salt)[:_TAG_BYTES] + salt
+    return digest(_ID_DOMAIN, maker, salt)[:_TAG_BYTES] + salt
 
 
 def _check_offer_id(maker: PersonaId, offer_id: Hash32) -> None:
-    if offer_id != make_offer_id(maker, offer_id[_TAG_BYTES:]):
+    if offer_id[:_TAG_BYTES] != digest(_ID_DOMAIN, maker, offer_id[_TAG_BYTES:])[:_TAG_BYTES]:
         raise Malformed("an offer's id must be one of its maker's")
 
 
@@ -174,7 +175,7 @@ def read_offer(envelope: Envelope, network: Network, now: int, *, work: int = OF
     check_offer(offer, now)
     if offer.maker != envelope.signer:
         raise Malformed("an offer must be signed by the maker that it names")
-    if work_bits(envelope.id) < work:
+    if work and work_bits(envelope.id) < work:
         raise Malformed(f"an offer needs {work} bits of proof of work")
     return offer
 
@@ -188,9 +189,10 @@ def check_offer(offer: Offer, now: int) -> None:
         raise Malformed("an offer must expire after its creation and within 30 days")
     if offer.created > now + MAX_CLOCK_SKEW:
         raise Malformed("the offer was created in the future: check the clocks")
-    for name, values in (("method", offer.methods), ("escrow type", offer.escrow_types)):
-        if len(set(values)) != len(values):
-            raise Malformed(f"an offer names a {name} twice")
+    if len(set(offer.methods)) != len(offer.methods):
+        raise Malformed("an offer names a method twice")
+    if len(set(offer.escrow_types)) != len(offer.escrow_types):
+        raise Malformed("an offer names an escrow type twice")
     personas = [a.persona for a in offer.arbiters]
     if len(set(personas)) != len(personas) or offer.maker in personas:
         raise Malformed("an offer's arbiters must differ from each other and from the maker")

@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar
 
 import msgpack
 import msgspec
+from msgspec import inspect
 from nacl import bindings
 from nacl.exceptions import BadSignatureError
 
@@ -30,7 +31,18 @@ DOMAIN: Final = b"p2pnode/1"
 MAX_ENVELOPE: Final = 1_000_000
 """Bytes of the largest envelope of any kind; each kind has its own, smaller limit."""
 
-_MAX_DEPTH: Final = 16
+_SMALL: Final = 65_536
+"""Bytes in which no array can be longer than `_parse` allows."""
+_ENCODER: Final = msgspec.msgpack.Encoder()
+_PLAIN: Final = (
+    inspect.BoolType,
+    inspect.BytesType,
+    inspect.EnumType,
+    inspect.IntType,
+    inspect.LiteralType,
+    inspect.NoneType,
+    inspect.StrType,
+)
 
 T = TypeVar("T")
 
@@ -127,6 +139,7 @@ _LIMITS: Final[dict[Kind, int]] = {
     Kind.RULING_RECEIPT: 1_024,
     Kind.BOND: 512,
 }
+_LIMITS_BY_NUMBER: Final[dict[int, int]] = {int(kind): limit for kind, limit in _LIMITS.items()}
 
 
 def kind_of(number: int) -> Kind | None:
@@ -147,11 +160,7 @@ def digest(domain: bytes, *parts: bytes) -> bytes:
 
     The prefixes keep two different lists of parts from meeting in one input.
     """
-    h = blake2b(digest_size=32)
-    for part in (domain, *parts):
-        h.update(len(part).to_bytes(4, "big"))
-        h.update(part)
-    return h.digest()
+    return blake2b(b"".join([len(x).to_bytes(4, "big") + x for x in (domain, *parts)]), digest_size=32).digest()
 
 
 def pack(value: object) -> bytes:
@@ -167,6 +176,19 @@ def unpack(data: bytes, cls: type[T], *, limit: int) -> T:
     """
     if len(data) > limit:
         raise TooLarge(f"the peer sent {len(data)} bytes where at most {limit} are allowed")
+    decoder = _decoder(cls) if len(data) <= _SMALL else None  # type: ignore[arg-type]  (types are hashable)
+    if decoder is not None:
+        try:
+            value: T = decoder.decode(data)
+            if _ENCODER.encode(value) == data:
+                return value
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            pass  # the slow way says what is wrong
+    return _unpack_slowly(data, cls, limit)
+
+
+def _unpack_slowly(data: bytes, cls: type[T], limit: int) -> T:
+    """What `unpack` means: parsed as the protocol's subset of MessagePack, converted, and encoded again."""
     raw = _parse(data, limit)
     try:
         value = msgspec.convert(raw, cls, strict=True, builtin_types=(bytes,))
@@ -178,6 +200,30 @@ def unpack(data: bytes, cls: type[T], *, limit: int) -> T:
     if pack(value) != data:
         raise Malformed(f"not a valid {cls_name(cls)}: not in canonical form")
     return value
+
+
+@lru_cache(maxsize=512)
+def _decoder(cls: Any) -> msgspec.msgpack.Decoder[Any] | None:  # noqa: ANN401  (a class or a union of classes)
+    """A decoder that goes from bytes to values at once; None for types that it might read more from than `_parse`."""
+    return msgspec.msgpack.Decoder(cls) if _is_plain(inspect.type_info(cls), ()) else None
+
+
+def _is_plain(info: inspect.Type, seen: tuple[type, ...]) -> bool:
+    """Whether a type holds only what has one encoding and no depth without end: then to encode again proves it all."""
+    match info:
+        case inspect.Metadata():
+            return _is_plain(info.type, seen)
+        case inspect.StructType():
+            fields = (_is_plain(field.type, (*seen, info.cls)) for field in info.fields)
+            return info.array_like and info.cls not in seen and all(fields)
+        case inspect.UnionType():
+            return all(_is_plain(one, seen) for one in info.types)
+        case inspect.VarTupleType():
+            return _is_plain(info.item_type, seen)
+        case inspect.TupleType():
+            return all(_is_plain(one, seen) for one in info.item_types)
+        case _:
+            return isinstance(info, _PLAIN)
 
 
 def cls_name(cls: Any) -> str:  # noqa: ANN401  (a class or a union of classes)
@@ -202,7 +248,7 @@ def _parse(data: bytes, limit: int) -> Any:  # noqa: ANN401  (MessagePack is unt
         raise Malformed(f"not MessagePack as this protocol uses it: {type(e).__name__}") from e
 
 
-class _Wire(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class _Wire(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     version: int
     kind: int
     network: int
@@ -211,7 +257,7 @@ class _Wire(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     signature: bytes
 
 
-class Envelope(msgspec.Struct, frozen=True):
+class Envelope(msgspec.Struct, frozen=True, gc=False):
     """A body and the signature of the key that vouches for it. `raw` is exactly what was received or sent."""
 
     kind: int
@@ -229,7 +275,12 @@ class Envelope(msgspec.Struct, frozen=True):
 
 def signed_input(kind: int, network: Network, body: bytes) -> bytes:
     """What an envelope's signature covers: `"p2pnode/1" ‖ kind as u16 ‖ network as u8 ‖ body`."""
-    return DOMAIN + kind.to_bytes(2, "big") + network.to_bytes(1, "big") + body
+    return _signed_head(kind, network) + body
+
+
+@lru_cache(maxsize=512)
+def _signed_head(kind: int, network: Network) -> bytes:
+    return DOMAIN + kind.to_bytes(2, "big") + network.to_bytes(1, "big")
 
 
 def envelope_id(kind: int, network: Network, body: bytes) -> bytes:
@@ -282,8 +333,8 @@ def parse_envelope(raw: bytes, network: Network, *, limit: int = MAX_ENVELOPE) -
         raise Malformed("envelope fields have the wrong size")
     if wire.network != network:
         raise WrongNetworkEnvelope
-    if wire.kind in _LIMITS and len(raw) > Kind(wire.kind).limit:
-        raise TooLarge(f"a message of kind {wire.kind} may have {Kind(wire.kind).limit} bytes, not {len(raw)}")
+    if len(raw) > (most := _LIMITS_BY_NUMBER.get(wire.kind, limit)):
+        raise TooLarge(f"a message of kind {wire.kind} may have {most} bytes, not {len(raw)}")
     return Envelope(
         kind=wire.kind, network=network, signer=wire.signer, body=wire.body, signature=wire.signature, raw=raw
     )

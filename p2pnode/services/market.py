@@ -21,16 +21,17 @@ from dht.stream import OpenStream
 from p2pnode.clock import Clock
 from p2pnode.lookups import Lookups
 from p2pnode.offerbook import OfferBook
+from protocol.offer import Offer, Revocation
 from protocol.types import Network, Side
 from protocol.wire import Envelope
 
 FRESH_SECONDS: Final = 10.0
 WAIT_SECONDS: Final = 3.0
 FOLLOW_SECONDS: Final = 900.0
-GATHER_SECONDS: Final = 0.05
+GATHER_SECONDS: Final = 0.1
 """How long a record waits for others to share its commit."""
-AT_A_TIME: Final = 500
-"""Records that are taken in without a pause: some 20 ms of the event loop."""
+AT_A_TIME: Final = 1_000
+"""Records that are taken in without a pause: some 10 ms of the event loop."""
 
 
 class _Supply:
@@ -70,7 +71,7 @@ class Markets:
         self._follow = follow_seconds
         self._lookups = Lookups()
         self._supplies: dict[MarketKey, _Supply] = {}
-        self._waiting: list[Envelope] = []
+        self._waiting: list[tuple[Envelope, Offer | Revocation]] = []
         self._gathering: asyncio.Handle | None = None
 
     async def refresh(
@@ -132,7 +133,10 @@ class Markets:
 
     def _heard(self, record: Record) -> None:
         """Called in the midst of the DHT's work, so the database is left for the loop's next turn."""
-        self._waiting.append(record.envelope)
+        value = record.meta.value
+        if not isinstance(value, (Offer, Revocation)):
+            return
+        self._waiting.append((record.envelope, value))
         loop = asyncio.get_running_loop()
         if self._gathering is None:
             self._gathering = loop.call_later(GATHER_SECONDS, self._take_in)

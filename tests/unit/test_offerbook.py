@@ -188,9 +188,9 @@ def test_locating_tells_gone_from_expired(book: OfferBook) -> None:
 
 def test_a_flood_by_one_maker_pushes_out_the_flood(database: Database) -> None:
     book = OfferBook(database, NETWORK, capacity=40)
-    first, _ = signed(offer_of(OTHER.persona.public), OTHER, work=0)
+    first = signed(offer_of(OTHER.persona.public), OTHER, work=0)
     book.read_many([first], T0)
-    flood = [signed(offer_of(MAKER.persona.public, offer_id=bytes([n]) * 32), MAKER, work=0)[0] for n in range(60)]
+    flood = [signed(offer_of(MAKER.persona.public, offer_id=bytes([n]) * 32), MAKER, work=0) for n in range(60)]
     book.read_many(flood, T0)
     shown = book.search(BookFilter(limit=100), T0).entries
     assert len(shown) == 38
@@ -200,8 +200,8 @@ def test_a_flood_by_one_maker_pushes_out_the_flood(database: Database) -> None:
 def test_records_are_read_by_their_kind(book: OfferBook) -> None:
     envelope, offer = signed(offer_of(MAKER.persona.public), MAKER, work=0)
     gone = MAKER.persona.seal(Kind.OFFER_REVOCATION, NETWORK, pack(tombstone(offer, 1)))
-    assert book.read_many([envelope], T0) == 1
-    assert book.read_many([gone, envelope], T0) == 1
+    assert book.read_many([(envelope, offer)], T0) == 1
+    assert book.read_many([(gone, tombstone(offer, 1)), (envelope, offer)], T0) == 1
     assert book.search(BookFilter(), T0).entries == ()
 
 
@@ -266,7 +266,7 @@ def test_a_question_to_a_large_book_is_answered_from_the_index(
     connection.set_trace_callback(None)
     for statement in statements:
         plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}")]
-        assert any("USING COVERING INDEX book_order (live=? AND side=?" in step for step in plan), plan
+        assert any("USING COVERING INDEX book_order (side=?" in step for step in plan), plan
         assert not any("SCAN book" in step for step in plan), plan
     # Of the processor, and the best of several: what else runs on this machine is not the book's.
     took = []
@@ -281,8 +281,8 @@ def test_a_question_to_a_large_book_is_answered_from_the_index(
 def test_a_deep_page_of_a_large_book_starts_at_its_cursor(large: tuple[sqlite3.Connection, OfferBook]) -> None:
     connection, book = large
     row = connection.execute(
-        """SELECT rank, maker, offer_id FROM book WHERE live = 1 AND currency = 'EUR' AND side = 2 AND floating = 0
-           ORDER BY rank, maker, offer_id LIMIT 1 OFFSET 60000"""
+        """SELECT rank, id FROM book WHERE live = 1 AND currency = 'EUR' AND side = 2 AND floating = 0
+           ORDER BY rank, id LIMIT 1 OFFSET 60000"""
     ).fetchone()
     from p2pnode import offerbook
 
