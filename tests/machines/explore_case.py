@@ -1,6 +1,6 @@
 """Every state that an arbiter's machine can come to, whatever the parties, the chain and its user do.
 
-Counters are followed up to two: what a third line of chat does, a second has shown. Moves are labelled with who makes
+Counters are followed up to one: what a second piece of evidence does, the first has shown. Moves are labelled with who makes
 them, as in `explore`.
 """
 
@@ -23,7 +23,7 @@ from tests.machines.explore import By
 HEIGHT = 100
 SCRIPT = b"\x00\x14" + bytes(20)
 LIMIT = 60_000
-MOST = 2
+MOST = 1
 FOREIGN = b"f" * 32
 DUE = 4
 """The least number of blocks that a test's arbiter may take more."""
@@ -52,7 +52,8 @@ class CaseNode:
     def key(self) -> tuple[object, ...]:
         """What tells it from others; the contract is left out."""
         s = self.state
-        told = tuple((p.claim is None, p.evidence, p.late, p.written, p.heard) for p in (s.buyer, s.seller))
+        # Lines of chat change nothing else.
+        told = tuple((p.claim is None, p.evidence, p.late) for p in (s.buyer, s.seller))
         escrow = (s.depth, s.height, s.spent_by, s.spent_depth)
         return (type(s.phase), told, escrow, s.heard, s.extended, s.overdue, s.decision, s.ruling, self.court)
 
@@ -122,7 +123,7 @@ class CaseExplorer:
             return None
         self.steps.add((type(node.state.phase), type(event), type(new.phase)))
         found = self._after(new, replace(node.court, **court), effects)  # type: ignore[arg-type]
-        many = any(max(p.evidence, p.late, p.written, p.heard) > MOST for p in (new.buyer, new.seller))
+        many = any(max(p.evidence, p.late) > MOST for p in (new.buyer, new.seller))
         return None if many else found
 
     def _moves(self, node: CaseNode) -> Iterator[tuple[By, CaseNode]]:
