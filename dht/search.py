@@ -378,6 +378,8 @@ class PutResult:
     asked: int
     newer: Record | None = None
     """A record of higher rank that stands in its place somewhere."""
+    closest: tuple[Contact, ...] = ()
+    """The nodes closest to the topic, as far as they had answered: where to begin when it is put again."""
 
     @property
     def stored(self) -> bool:
@@ -452,7 +454,7 @@ class PutValue(Search):
         super().expire(now)
         if not self.closed:
             self.closed = True
-            self._done(PutResult(len(self._acks) + self._kept, self._refused, self.lookup.asked, self._newer))
+            self._tell()
 
     def _store(self, contact: Contact, now: float) -> None:
         self._sent[contact.id] = self._sent.get(contact.id, 0) + 1
@@ -530,4 +532,8 @@ class PutValue(Search):
         if short and not (self.over and self._out <= 0):
             return
         self.closed = True
-        self._done(PutResult(len(self._acks) + self._kept, self._refused, self.lookup.asked, self._newer))
+        self._tell()
+
+    def _tell(self) -> None:
+        closest = tuple(self.lookup.closest()[: self.lookup.k])
+        self._done(PutResult(len(self._acks) + self._kept, self._refused, self.lookup.asked, self._newer, closest))

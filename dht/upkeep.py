@@ -41,6 +41,8 @@ class Upkeep:
         self.engine = engine
         self.published: dict[tuple[bytes, bytes], Record] = {}
         """Our own records, by (topic, tag): put again until they expire."""
+        self._holders: dict[tuple[bytes, bytes], tuple[Contact, ...]] = {}
+        """Who was closest when they were last put: most still are, so that no search begins from afar each time."""
         self._puts: list[tuple[float, bytes, bytes]] = []
         self._turns: list[tuple[float, bytes]] = []
         self._due: dict[bytes, float] = {}
@@ -123,6 +125,7 @@ class Upkeep:
         record = self.published.get(key)
         if record is None or record.meta.expires <= self.engine.unix(now):
             self.published.pop(key, None)
+            self._holders.pop(key, None)
             return
         heapq.heappush(self._puts, (now + self._spread(self.engine.config.republish_s), *key))
 
@@ -130,8 +133,9 @@ class Upkeep:
             # Somebody else (another of our devices) published a newer one: it is the one to care for.
             if result.newer is not None:
                 self.published.pop(key, None)
+            self._holders[key] = result.closest
 
-        self.engine.put(key[0], record, done, now)
+        self.engine.put(key[0], record, done, now, seeds=self._holders.get(key, ()))
 
     def _take_turn(self, topic: bytes, now: float) -> None:
         if not self.engine.storage.total(topic):

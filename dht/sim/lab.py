@@ -141,6 +141,7 @@ class Lab:
                     holder.engine.upkeep._schedule(topic, world.now + period * (0.25 + world.rng.random()))  # noqa: SLF001
                 upkeep = node.engine.upkeep
                 upkeep.published[topic, record.tag] = record
+                upkeep._holders[topic, record.tag] = tuple(n.contact for n in near[: world.config.k])  # noqa: SLF001
                 heapq.heappush(upkeep._puts, (world.now + period * world.rng.random(), topic, record.tag))  # noqa: SLF001
 
     def _bring_records(self, node: SimNode) -> None:

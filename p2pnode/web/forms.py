@@ -25,7 +25,7 @@ def _methods(text: str) -> list[dict[str, object]]:
     """Payment details as TOML: a table per method."""
     try:
         tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e:
+    except (tomllib.TOMLDecodeError, RecursionError) as e:
         raise inputs.BadInput(f'write [method] and below it its fields, like iban = "DE02..." ({e})') from None
     found: list[dict[str, object]] = []
     for method, table in tree.items():
@@ -91,7 +91,7 @@ def read(fields: Iterable[tuple[str, str]], cls: type[R], **more: object) -> R:
         except UserError as e:
             label = "" if key == "*" else f"{key.partition('_')[0]}: "
             raise inputs.BadInput(f"{label}{e.detail}") from None
-        if key == "*":
+        if key == "*" and isinstance(value, dict):
             values |= value
         else:
             values[key] = value

@@ -16,39 +16,50 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from nacl import bindings
 
 from dht import messages, packet, sync
-from dht.contact import Contact, parse_seed, unpack_address, unpack_contact, unpack_contacts
+from dht.contact import Contact, pack_address, parse_seed, unpack_address, unpack_contact, unpack_contacts
 from dht.engine import Engine, EngineConfig
 from dht.errors import BadContact, BadPacket, InvalidRecord
 from dht.records import Registry
 from dht.rpc import Rpc
 from dht.storage import Storage
-from escrow import psbt, transactions
-from escrow.chain import blocks, gcs, p2pwire
+from escrow import transactions
 from escrow.transactions import NotATransaction
+from p2pnode.contacts import read_contact
 from p2pnode.records import record_kinds
 from protocol import (
     announcement,
     arbitration,
     attachment,
+    bond,
+    bundle,
     case_messages,
+    casefile,
     contact,
     contract,
+    equivocation,
     mailbox,
     offer,
+    rating,
+    receipt,
     relay,
     ruling,
+    transcript,
 )
 from protocol import messages as trade_messages
 from protocol.errors import P2PError
-from protocol.frames import decode
+from protocol.frames import FrameKind, decode, encode
 from protocol.identity import SigningKey
 from protocol.noise import Handshake, KeyPair
 from protocol.session import Role, Session
 from protocol.streams import BodyLimits
 from protocol.types import Network
-from protocol.wire import Envelope, assemble, parse_envelope, unpack
+from protocol.wire import Envelope, Kind, assemble, parse_envelope, unpack
+from tests.fuzz.channels import CHANNEL_TARGETS, channel_seeds
+from tests.fuzz.files import FILE_TARGETS, file_seeds
+from tests.fuzz.servers import SERVER_TARGETS, server_seeds
 from tests.network.dht_net import NOTES
 
 VECTORS = Path(__file__).resolve().parents[1] / "vectors"
@@ -92,7 +103,7 @@ def dht_request(data: bytes) -> None:
     """Requests of a node that authenticates and has a token: length u16 ‖ op ‖ body, one after the other."""
     engine, sent = _engine()
     to = _keys(ALICE)[0]
-    token = engine.rpc._tokens.issue(ALICE.public, engine.rpc._pack(HERE), 1.0)
+    token = engine.rpc._tokens.issue(ALICE.public, pack_address(*HERE), 1.0)
     at = 0
     while at + 3 <= len(data):
         end = at + 3 + int.from_bytes(data[at : at + 2], "big") % 1_100
@@ -209,8 +220,8 @@ def envelope(data: bytes) -> None:
 @cache
 def _structs() -> list[type[Any]]:
     modules = (
-        announcement, arbitration, attachment, case_messages, contact, contract, mailbox, offer, ruling,
-        trade_messages,
+        announcement, arbitration, attachment, bond, bundle, case_messages, contact, contract, equivocation, mailbox,
+        offer, rating, receipt, ruling, trade_messages,
     )  # fmt: skip
     found = {
         f"{module.__name__}.{name}": value
@@ -244,8 +255,17 @@ def readers(data: bytes) -> None:
         lambda: mailbox.read_chunk(of(66), network),
         lambda: mailbox.read_answer(of(68), network),
         lambda: ruling.read_ruling(of(60)),
+        lambda: receipt.read_half(of(Kind.RECEIPT_HALF), network),
+        lambda: read_contact(of(Kind.CONTACT), network, NOW),
         *((lambda kind=kind: trade_messages.decode(of(kind))) for kind in trade_messages.PAYLOAD_OF),
         *((lambda kind=kind: case_messages.decode_case(of(kind))) for kind in case_messages.CASE_PAYLOAD_OF),
+        lambda: bond.read_bond_record(of(Kind.BOND), network, NOW),
+        lambda: equivocation.read_equivocation_record(of(Kind.EQUIVOCATION), network, NOW),
+        lambda: rating.read_rating(of(Kind.RATING), network, NOW),
+        lambda: receipt.read_ruling_receipt(of(Kind.RULING_RECEIPT), network, NOW),
+        lambda: casefile._terms(data, 1_000, network),
+        lambda: _join(data),
+        *((lambda kind=kind: transcript.header_of(of(kind))) for kind in (Kind.CHAT, Kind.PAID)),
         lambda: relay.read_endpoint(data),
         lambda: relay.read_port(data),
         lambda: relay.read_probed(data),
@@ -253,6 +273,15 @@ def readers(data: bytes) -> None:
     for call in calls:
         with suppress(P2PError):
             call()
+
+
+def _join(data: bytes) -> None:
+    """A parcel whose sender sealed whatever he liked."""
+    plain = data[: mailbox.CHUNK_BYTES - 16].ljust(mailbox.CHUNK_BYTES - 16, b"\0")
+    seed = b"s" * 32
+    sealed = bindings.crypto_secretbox(plain, mailbox._ONCE, mailbox._content_key(seed))
+    manifest = mailbox.Manifest(seed, 1, mailbox._hash(sealed))
+    mailbox.join(manifest, [mailbox.Chunk(manifest.author, 0, 1, 2, sealed)])
 
 
 def _ephemeral(byte: bytes) -> Callable[[], bytes]:
@@ -306,32 +335,6 @@ def transaction(data: bytes) -> None:
         transactions.find_output(data, 0)
 
 
-def chain(data: bytes) -> None:
-    """What Bitcoin nodes send: transactions, blocks, filters, messages."""
-    calls: tuple[Callable[[], object], ...] = (
-        lambda: blocks.parse_tx(data),
-        lambda: blocks.match_block(data, frozenset((b"\0\x14" + bytes(20),)), frozenset()),
-        lambda: blocks.block_txids(data),
-        lambda: gcs.filter_matches(bytes(32), data, [b"\0\x14" + bytes(20)]),
-        lambda: p2pwire.read_version(data),
-        lambda: p2pwire.read_headers(data),
-        lambda: p2pwire.read_inventory(data),
-        lambda: p2pwire.read_cfheaders(data),
-        lambda: p2pwire.read_cfilter(data),
-        lambda: p2pwire.read_addresses(data),
-    )
-    for call in calls:
-        with suppress(P2PError):
-            call()
-
-
-def psbts(data: bytes) -> None:
-    """Partially signed transactions, binary or text."""
-    for read in (psbt.decode, psbt.read):
-        with suppress(P2PError):
-            read(data)
-
-
 TARGETS: dict[str, Target] = {
     "dht-datagram": dht_datagram,
     "dht-request": dht_request,
@@ -345,8 +348,9 @@ TARGETS: dict[str, Target] = {
     "handshake": handshake,
     "frames": frames,
     "transaction": transaction,
-    "chain": chain,
-    "psbt": psbts,
+    **CHANNEL_TARGETS,
+    **SERVER_TARGETS,
+    **FILE_TARGETS,
 }
 
 
@@ -363,20 +367,49 @@ def _hexes(value: object) -> Iterator[bytes]:
             yield bytes.fromhex(value)
 
 
+def _frame(payload: bytes, kind: int = 4, stream: int = 1) -> bytes:
+    return encode(kind, stream, 0, payload[:3_000])
+
+
+def _large() -> Iterator[bytes]:
+    """Answers to a get that tell of a record in parts, and its parts."""
+    raw = _note()
+    told = b"\0" + messages.value_body(1, bytes(8), more=False, records=[], large=[(b"g" * 8, len(raw))]) + b"\0"
+    for size in (10, len(raw) // 2, len(raw)):
+        parts = [raw[i : i + size] for i in range(0, len(raw), size)]
+        answers = [told, *(b"\0" + len(p).to_bytes(2, "big") + p for p in parts[:30])]
+        yield b"\1" + b"".join((len(a) - 1).to_bytes(2, "big") + a for a in answers)
+
+
+def _talks() -> Iterator[bytes]:
+    """Frames of each kind, alone and after a stream was opened."""
+    opening = _frame(b"\0\1body", 2)
+    for kind in FrameKind:
+        for payload in (b"", b"\0\1", b"\0\0\0\1", bytes(8), b"\0\1" + bytes(8)):
+            frame = _frame(payload, kind, 0 if kind >= FrameKind.PING else 1)
+            yield frame
+            yield opening + len(frame).to_bytes(2, "big") + frame
+
+
 @cache
 def seeds(name: str) -> list[bytes]:
     """The corpus that a target starts from: all vectors, framed as the target reads them, and old crashes."""
     found = {raw for path in sorted(VECTORS.rglob("*.json")) for raw in _hexes(json.loads(path.read_text()))}
     plain = sorted(raw for raw in found if len(raw) <= 4_096)
     crashes = [path.read_bytes() for path in sorted((CRASHES / name).glob("*")) if path.is_file()]
-    if name == "dht-request":
+    if name in SERVER_TARGETS:
+        plain = server_seeds(name, plain)
+    elif name in CHANNEL_TARGETS:
+        plain = channel_seeds(name, plain)
+    elif name in FILE_TARGETS:
+        plain = file_seeds(name, plain)
+    elif name == "dht-request":
         plain = [len(raw).to_bytes(2, "big") + bytes([op]) + raw for raw in plain for op in range(1, 9)]
     elif name == "dht-answer":
         plain = [bytes([op]) + len(raw).to_bytes(2, "big") + b"\0" + raw for raw in plain for op in range(3)]
+        plain += _large()
     elif name == "bodies":
         plain = [bytes([kind]) + raw for raw in plain if raw[0] >= 0x90 for kind in range(len(_structs()))]
-    elif name == "psbt":
-        plain = [psbt.MAGIC + raw for raw in plain]
     elif name == "frames":
-        plain = [len(raw).to_bytes(2, "big") + raw for raw in plain]
+        plain = [len(raw).to_bytes(2, "big") + raw for raw in (*map(_frame, plain), *_talks(), *plain)]
     return plain + crashes
