@@ -1,7 +1,7 @@
 """Every state that an arbiter's machine can come to, whatever the parties, the chain and its user do.
 
-Counters are followed up to one: what a second piece of evidence does, the first has shown. Moves are labelled with who makes
-them, as in `explore`.
+Counters are followed up to one: what a second piece of evidence does, the first has shown. Moves are labelled with who
+makes them, as in `explore`.
 """
 
 from __future__ import annotations
