@@ -92,11 +92,10 @@ class Gate:
                 reason = why.replace("you have", "its user has")
                 raise NotWelcome(f"the maker's node takes no trade with that arbiter: {reason}")
         asked = offer.requirements.completed_trades
-        trusted = self.acquaintances.trusts(taker)
-        if not asked and (trusted or not self._limits.any):
+        if self.acquaintances.trusts(taker) or not (asked or self._limits.any):
             return
         with_us = self.completed_with(taker)
-        if not trusted and self._limits.any and not with_us:
+        if self._limits.any and not with_us:
             history = await self._histories.look_up(taker)
             if history.new or history.forged:
                 self._check_limits(amount, taker, StrangersLimit)
