@@ -59,6 +59,7 @@ from p2pnode.services.market import Markets
 from p2pnode.services.node import NodeFacts, NodeService
 from p2pnode.services.offers import OfferService
 from p2pnode.services.peers import PeerService
+from p2pnode.services.reach import reach_of
 from p2pnode.tradestore import TradeStore
 from p2pnode.web.sessions import Sessions
 from protocol.attachment import PART_BYTES
@@ -229,6 +230,7 @@ class App:
                 sessions=channels.sessions,
                 trades=trades,
                 own=own,
+                reach=self._reach_view,
             ),
             peers=PeerService(dht, channels.sessions, clock),
             arbiters=ArbiterService(
@@ -305,6 +307,7 @@ class App:
             dht, channels, relay, listening, choices.told(config), lambda: None if mapper is None else mapper.external
         )
         self._parts.push_async_callback(reach.close)
+        self._reach_view = reach_of(reach, dht, mapper, listening[0].port, self.clock)
         if mapper is not None:
             self._parts.push_async_callback(mapper.close)
             reach.subscribe_moves(mapper.kick)

@@ -154,6 +154,33 @@ def trade(view: s.TradeView) -> RenderableType:
     return Group(*parts)
 
 
+def reach_rows(view: s.ReachView) -> list[tuple[str, Cell]]:
+    """How others reach the node, and what to do about it."""
+    told = " (by the configuration)" if view.told else ""
+    rows: list[tuple[str, Cell]] = [("reachability", f"{view.state}{told}, since {when(view.since)}")]
+    for way in view.addresses:
+        datagrams = {
+            "strangers": "UDP from anybody",
+            "untried": "UDP from those that it knows; strangers not tried",
+            "known": "UDP only from those that it wrote to",
+            "no": "no UDP",
+        }
+        rows.append(("", f"{way.host}: {'TCP' if way.tcp else 'no TCP'}, {datagrams[way.udp]}"))
+    if view.published:
+        rows.append(("published as", ", ".join(view.published)))
+    if view.mapped_port is not None:
+        rows.append(("port of the router", f"{view.mapped_port}, by {view.mapped_by}"))
+    rows += [
+        ("relay", f"{relay.node[:20]}… at {', '.join(relay.addresses)}, since {when(relay.since)}")
+        for relay in view.relays
+    ]
+    by = "datagrams" if view.carried_by == "udp" else "channels, because no datagram passes"
+    rows.append(("DHT", f"{view.dht}, by {by}"))
+    if view.advice:
+        rows.append(("what to do", view.advice))
+    return rows
+
+
 def _node(view: s.NodeView) -> RenderableType:
     chain = view.chain
     rows: list[tuple[str, Cell]] = [
@@ -162,6 +189,7 @@ def _node(view: s.NodeView) -> RenderableType:
         ("persona", view.persona),
         ("node", view.node),
         ("listens on", ", ".join(view.listen)),
+        *([] if view.reach is None else reach_rows(view.reach)),
         ("peers", f"{view.dht.peers} known, {view.sessions} connected, some {view.dht.network_size} in the network"),
         ("records", str(view.dht.records)),
         ("chain", None if chain is None else _chain(chain)),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, Literal
 
 from p2pnode.reach import natpmp, upnp
 from protocol.contact import Address
@@ -35,6 +35,8 @@ class PortMapper:
         self._wake = asyncio.Event()
         self.external: Address | None = None
         """Where the router says that others reach us."""
+        self.how: Literal["NAT-PMP", "UPnP"] | None = None
+        """What the router was asked by."""
 
     def start(self, on_change: Callable[[], None]) -> None:
         """Begin. `on_change` is told when `external` has changed."""
@@ -81,7 +83,7 @@ class PortMapper:
             except OSError as e:
                 log.debug("no port by NAT-PMP: %s", e)
             else:
-                self._unmap = lambda: natpmp.unmap_port(router, port)
+                self._unmap, self.how = (lambda: natpmp.unmap_port(router, port)), "NAT-PMP"
                 return external
         own = self._own_host()
         if own is not None:
@@ -91,7 +93,7 @@ class PortMapper:
             except OSError as e:
                 log.debug("no port by UPnP: %s", e)
             else:
-                self._unmap = lambda: gateway.unmap_port(port)
+                self._unmap, self.how = (lambda: gateway.unmap_port(port)), "UPnP"
                 return external
-        self._unmap = None
+        self._unmap = self.how = None
         return None

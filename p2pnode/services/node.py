@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from dht.node import DhtNode
 from escrow.chain.base import ChainBackend
-from p2pnode.api.schema import ChainView, DhtView, NodeView
+from p2pnode.api.schema import ChainView, DhtView, NodeView, ReachView
 from p2pnode.clock import Clock
 from p2pnode.ownoffers import OwnOffers
 from p2pnode.services.peers import Sessions
@@ -50,8 +50,12 @@ class NodeService:
         sessions: Sessions = tuple,
         trades: TradeStore | None = None,
         own: OwnOffers | None = None,
+        reach: Callable[[], ReachView | None] = lambda: None,
     ) -> None:
-        """`stop` begins the shutdown and returns at once. A bootstrap node has neither chain, trades nor offers."""
+        """`stop` begins the shutdown and returns at once. A bootstrap node has neither chain, trades nor offers.
+
+        `reach` tells how others reach the node.
+        """
         self._facts = facts
         self._dht = dht
         self._clock = clock
@@ -60,6 +64,7 @@ class NodeService:
         self._sessions = sessions
         self._trades = trades
         self._own = own
+        self._reach = reach
         self._version = version("p2pnode")
 
     async def info(self) -> NodeView:
@@ -80,6 +85,7 @@ class NodeService:
             sessions=len(self._sessions()),
             chain=self._chain_view(),
             dht=DhtView(peers=stats.peers, records=stats.records, network_size=stats.network_size),
+            reach=self._reach(),
             open_trades=0 if self._trades is None else self._trades.count_open(),
             open_offers=0 if self._own is None else self._own.count_open(),
         )

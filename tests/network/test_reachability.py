@@ -15,16 +15,20 @@ from dht.contact import Contact
 from dht.engine import EngineConfig
 from dht.node import DhtConfig, DhtNode, Seed, mine_node_key
 from dht.udp import UdpTransport
+from p2pnode.api.schema import ReachView
 from p2pnode.channels import AnyService, Channels, Limits, Pipe, PipeService, dial_tcp
 from p2pnode.clock import SystemClock
+from p2pnode.console import tables
 from p2pnode.reach import probe, reachability
 from p2pnode.reach.evidence import Udp
 from p2pnode.reach.probe import Helper
 from p2pnode.reach.reachability import Reachability, Told, Verdict
 from p2pnode.reach.relay import Relay
 from p2pnode.reach.service import RelayDoor
+from p2pnode.services.reach import reach_of
 from protocol.contact import Address, NodeContact
 from protocol.errors import P2PError
+from protocol.identity import node_text
 from protocol.relay import RELAY_SERVICE, Probed, Reached, probed
 from protocol.types import Network
 from tests.network.channel_support import eventually
@@ -303,3 +307,40 @@ async def test_nobody_to_ask_leaves_the_question_open(make: Make) -> None:
     await asyncio.sleep(0)
     assert node.reach.verdict is Verdict.UNKNOWN
     assert not node.dht.serves
+
+
+def shown(node: Peer) -> ReachView:
+    """What `p2pnode info` gets."""
+    return reach_of(node.reach, node.dht, None, node.dht.local[1], SystemClock())()
+
+
+async def test_owner_sees_whether_others_reach_the_node_and_what_to_do(make: Make) -> None:
+    alone = await make(3).start(None)
+    view = shown(alone)
+    assert (view.state, view.dht, view.published) == ("unknown", "client", ())
+    assert "check the seeds" in view.advice
+    entry = await make(1).start(None, told=PUBLIC)
+    assert (shown(entry).state, shown(entry).told, shown(entry).advice) == ("reachable", True, "")
+    open_one, hidden = await make(2).start(entry), await make(4).start(entry, hidden=True)
+    await eventually(lambda: shown(open_one).state == "reachable")
+    view = shown(open_one)
+    assert view.published == (f"{open_one.host}:{open_one.dht.local[1]}",)
+    assert [(way.host, way.tcp) for way in view.addresses] == [(open_one.host, True)]
+    assert (view.dht, view.carried_by, view.relays, view.told) == ("server", "udp", (), False)
+    await eventually(lambda: shown(hidden).state == "behind NAT" and len(shown(hidden).relays) == 1)
+    view = shown(hidden)
+    assert (view.state, view.dht) == ("behind NAT", "client")
+    assert view.relays[0].node == node_text(entry.key.public)
+    assert abs(view.relays[0].since - SystemClock().now()) < 60
+    assert f"port {hidden.dht.local[1]}" in view.advice
+    assert not any(way.tcp for way in view.addresses)
+
+
+async def test_table_for_the_owner_names_state_addresses_relays_and_advice(make: Make) -> None:
+    entry = await make(1).start(None, told=PUBLIC)
+    hidden = await make(4).start(entry, hidden=True)
+    await eventually(lambda: shown(hidden).state == "behind NAT" and len(shown(hidden).relays) == 1)
+    rows = tables.reach_rows(shown(hidden))
+    text = "\n".join(f"{name} {value}" for name, value in rows)
+    for part in ("behind NAT", f"{hidden.host}: no TCP", "relay node1", "what to do", "client, by datagrams"):
+        assert part in text

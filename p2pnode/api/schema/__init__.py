@@ -39,7 +39,10 @@ from p2pnode.api.schema.node import (
     PeerList,
     PeerView,
     Problem,
+    ReachView,
+    RelayView,
     StopView,
+    WayView,
 )
 from p2pnode.api.schema.offers import (
     BadOffer,
@@ -135,7 +138,9 @@ __all__ = [
     "PersonaText",
     "Problem",
     "RaiseFeeRequest",
+    "ReachView",
     "RecoveryCodes",
+    "RelayView",
     "Request",
     "Response",
     "Seconds",
@@ -150,5 +155,6 @@ __all__ = [
     "TxidText",
     "UtxoList",
     "UtxoView",
+    "WayView",
     "price_text",
 ]

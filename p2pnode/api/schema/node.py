@@ -28,6 +28,48 @@ class DhtView(Response, frozen=True, kw_only=True):
     network_size: int
 
 
+class WayView(Response, frozen=True, kw_only=True):
+    """How one address of this node is reached, by peers that were asked to try.
+
+    `udp` says whose datagrams arrive: `strangers` (anybody's), `untried` (of those that this node wrote to; no stranger
+    was there to try), `known` (of those, and no others') or `no`.
+    """
+
+    host: str
+    tcp: bool
+    udp: Literal["strangers", "untried", "known", "no"]
+
+
+class RelayView(Response, frozen=True, kw_only=True):
+    """A relay that brings others to this node."""
+
+    node: str
+    addresses: tuple[str, ...]
+    since: UnixTime
+
+
+class ReachView(Response, frozen=True, kw_only=True):
+    """Whether others can reach this node, and how.
+
+    `state`: `reachable` (others dial it), `behind NAT` (nobody can; relays bring them) or `unknown`.
+    `told`: it is the configuration that says so. `published`: the addresses in the contact record. `dht`: `server` when
+    it holds records for others, else `client`. `carried_by`: what carries the DHT's packets now. `advice`: what would
+    make it better; empty when nothing is amiss.
+    """
+
+    state: Literal["reachable", "behind NAT", "unknown"]
+    since: UnixTime
+    told: bool
+    addresses: tuple[WayView, ...]
+    published: tuple[str, ...]
+    mapped_port: str | None
+    mapped_by: Literal["NAT-PMP", "UPnP"] | None
+    relays: tuple[RelayView, ...]
+    dht: Literal["server", "client"]
+    carried_by: Literal["udp", "channel"]
+    advice: str
+
+
 class NodeView(Response, frozen=True, kw_only=True):
     """Who and where this node is, and how it does."""
 
@@ -43,6 +85,7 @@ class NodeView(Response, frozen=True, kw_only=True):
     sessions: int
     chain: ChainView | None
     dht: DhtView
+    reach: ReachView | None = None
     open_trades: int
     open_offers: int
     api: str = ""
