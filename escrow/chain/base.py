@@ -242,6 +242,12 @@ class BackendUnreachable(ChainError):
     code = 4001
 
 
+class BlockUnknown(BackendUnreachable):
+    """The Bitcoin node or server does not have a block yet that others have: it is asked again."""
+
+    code = 4019
+
+
 class BackendAuthFailed(ChainError):
     """The Bitcoin node refused the RPC login: check the cookie file, or user and password."""
 

@@ -197,7 +197,8 @@ class CbfView:
     async def matching(
         self, block: BlockRef, scripts: AbstractSet[bytes], outpoints: AbstractSet[bytes]
     ) -> list[ParsedTx]:
-        """Ask the filter; if it says so, read the block."""
+        """Ask the filter; if it says so, read the block. Raises BlockUnknown."""
+        self._store.must_have(block, self.name)
         if not scripts:
             return []
         if block.hash not in self._hits and not await self._filtered(scripts, block.height, block.height):

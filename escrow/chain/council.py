@@ -32,6 +32,7 @@ from escrow.chain.base import (
     BackendTooOld,
     BackendUnreachable,
     BlockRef,
+    BlockUnknown,
     ChainTx,
     FeeUnknown,
     NotRelayed,
@@ -365,12 +366,17 @@ class CouncilView:
         return next(answer for k, answer in votes.values() if k == key)
 
     async def _of_all(self, ask: Callable[[ChainView], Awaitable[T]]) -> dict[_Member, T]:
-        """The answers of all with a vote; who fails loses it. Raises BackendUnreachable when too few are left."""
+        """The answers of all with a vote; who fails loses it, who does not know a block abstains.
+
+        Raises BackendUnreachable when too few are left.
+        """
         members = self._ready()
 
         async def one(member: _Member) -> tuple[_Member, T] | None:
             try:
                 return member, await ask(member.view)
+            except BlockUnknown:
+                return None  # it is behind, and abstains
             except ChainError as e:
                 self._lost(member, e)
                 return None

@@ -251,8 +251,10 @@ class Backend:
                 except ChainError as e:
                     # The other task finds out what is wrong, and looks for itself.
                     _log.info("a hint of %s could not be followed up: %s", self._view.name, e)
-                    self._mempool_due = True
-                    self._wake.set()
+                    self._look_anew()
+                except Exception:  # noqa: BLE001 - it is logged, and told
+                    _log.exception("a hint of %s failed: a defect of this program", self._view.name)
+                    self._look_anew()
             self._hinted.clear()
             await self._hinted.wait()
 
@@ -271,10 +273,13 @@ class Backend:
             case ScriptHint(script):
                 await self._follow.look_again(script)
             case Lost():
-                self._mempool_due = True
-                self._wake.set()
+                self._look_anew()
             case _:
                 assert_never(hint)
+
+    def _look_anew(self) -> None:
+        self._mempool_due = True
+        self._wake.set()
 
     async def _run(self) -> None:
         """Look at the chain on every hint and every poll, for ever; after failures ever more slowly."""
@@ -293,6 +298,12 @@ class Backend:
                 failures += 1
                 self._say(Health.UNREACHABLE, e.detail)
                 self._report(Report.DISAGREEMENT if isinstance(e, BackendsDisagree) else Report.UNREACHABLE)
+            except Exception:  # noqa: BLE001 - it is logged, and told
+                # A defect must not leave the node blind for good: what caused it may be gone at the next look.
+                _log.exception("following %s failed: a defect of this program", self._view.name)
+                failures += 1
+                self._say(Health.UNREACHABLE, "following the Bitcoin chain failed unexpectedly: it is tried again")
+                self._report(Report.UNREACHABLE)
 
     def _report(self, found: Report) -> None:
         """Tell what was found once it lasts; that all is well again, at once."""

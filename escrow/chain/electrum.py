@@ -170,7 +170,8 @@ class ElectrumView:
         scripts: AbstractSet[bytes],
         outpoints: AbstractSet[bytes],  # noqa: ARG002 - scripts tell
     ) -> list[ParsedTx]:
-        """What the histories place in the block, each proved. Raises ProofFailed."""
+        """What the histories place in the block, each proved. Raises ProofFailed, BlockUnknown."""
+        self._store.must_have(block, self.name)
         histories = await self._fresh(scripts)
         txids = dict.fromkeys(t for h in histories for t, height in h.entries.items() if height == block.height)
         places = await asyncio.gather(*(self._prove(t, block) for t in txids))
@@ -489,6 +490,7 @@ class ElectrumView:
             ) from e
         except (KeyError, TypeError, ValueError, OverflowError) as e:
             raise ProofFailed(f"the Electrum server {rpc.name} sent something that is no proof") from e
+        self._store.must_have(block, self.name)
         check_provable(tx)
         check_branch(txid, place, branch, self._store.chain.raw_at(block.height))
         self._proved[(txid, block.hash)] = place

@@ -174,8 +174,9 @@ class EsploraView:
     ) -> list[ParsedTx]:
         """What the histories place in the block, each proved; without histories of that time, read all of it.
 
-        Raises ProofFailed.
+        Raises ProofFailed, BlockUnknown.
         """
+        self._store.must_have(block, self.name)
         if not scripts:
             return []
         known = None if block.hash in self._blocks else self._placed(block, scripts)
@@ -419,8 +420,7 @@ class EsploraView:
             return known
         tx = await self._transaction(txid)
         answer = await self._http.json(f"/tx/{txid_text(txid)}/merkle-proof")
-        if self._store.chain.height_of(block.hash) is None:
-            raise BackendUnreachable("the chain was reorganised meanwhile")
+        self._store.must_have(block, self.name)
         try:
             branch = [txid_bytes(node) for node in answer["merkle"]]
             place = int(answer["pos"])

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from escrow.chain.base import BlockRef
+from escrow.chain.base import BlockRef, BlockUnknown
 from escrow.chain.follow import HeaderInfo
 from escrow.chain.headers import HEADER_BYTES, BadHeader, HeaderChain, anchor_for
 from protocol.types import Hash32, Height, Network, UnixTime
@@ -67,6 +67,11 @@ class HeaderStore:
             await asyncio.to_thread(_write, file, (at - self._base) * HEADER_BYTES, raw)
         except OSError as e:
             _log.error("block headers can't be written to %s: %s", file, e.strerror)
+
+    def must_have(self, block: BlockRef, name: str) -> None:
+        """Raise BlockUnknown if the block is not in the best chain that `name` has shown."""
+        if self.chain.height_of(block.hash) is None:
+            raise BlockUnknown(f"{name} does not have block {block.height:,} in its chain")
 
     def info(self, block: Hash32) -> HeaderInfo | None:
         """A block of the best chain, else None."""

@@ -409,3 +409,19 @@ class TestReports:
 
                 await until(there)
         assert reports == []
+
+
+async def test_a_member_that_is_a_block_behind_abstains_and_keeps_its_vote(
+    two_bitcoinds: tuple[RegtestNode, RegtestNode], rng: random.Random
+) -> None:
+    ahead, behind = two_bitcoinds
+    script = fresh_script(rng)
+    await ahead.disconnect(behind)
+    async with council_of(honest(ahead), light(ahead), light(behind), quorum=2) as backend:
+        stream = backend.events()
+        await backend.watch(WatchRequest(b"k", script, None, await ahead.height()))
+        coin = await pay(ahead, script, confirmations=2)
+        assert (await next_of(stream, Confirmed, depth=2)).outpoint == coin
+        status = backend.status()
+        assert status.health is Health.READY
+        assert "left out" not in status.detail

@@ -299,7 +299,7 @@ class TestNonsense:
             await middle.cut()
             await node.mine_empty(1)
             await asyncio.sleep(0.5)
-            assert "ended unexpectedly" not in backend.status().detail
+            assert "unexpectedly" not in backend.status().detail
             middle.lie = honest
             await middle.cut()
 

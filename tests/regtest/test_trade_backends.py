@@ -20,6 +20,7 @@ import pytest
 from rich.console import Console
 
 from escrow.address import script_of
+from escrow.chain.base import Report
 from p2pnode.api import schema as s
 from p2pnode.client import ApiError
 from p2pnode.demo.cast import Cast, Daemon, together
@@ -30,6 +31,7 @@ from protocol.types import Network
 from tests.regtest.chain_ways import WAYS, Way
 
 LIARS = ("cbf", "electrum", "esplora")
+TROUBLE = {Report.DISAGREEMENT.value, Report.DEGRADED.value}
 CALM = 1.5
 """Seconds for which nothing may move: at least one poll of every backend, and many of its events."""
 
@@ -132,11 +134,34 @@ class DiesTwice(Undisturbed):
         await self._in_mempool(seller, mempool, view.escrow.payout_txid, "payout")
 
 
+class OneDies(Undisturbed):
+    """One of several backends is gone from the funding on; the others are enough."""
+
+    async def _confirm_escrow(self, trade: str) -> None:
+        await next(iter(self.stage.ways.values())).die()
+        await super()._confirm_escrow(trade)
+
+
+class OneLies(Undisturbed):
+    """One of several backends lies about the funding, about blocks, and about the payout; the others outvote it."""
+
+    async def _confirm_escrow(self, trade: str) -> None:
+        way = self.stage.ways["electrum"]
+        view = await self.stage.buyer.api.trade(trade)
+        assert view.escrow.funding_txid is not None
+        script = sha256(script_of(view.escrow.address or "", Network.REGTEST)).digest()[::-1].hex()
+        await way.claim(view.escrow.funding_txid, script)
+        await self.still(trade, {view.phase})
+        await way.hide()
+        await super()._confirm_escrow(trade)
+        assert way.told
+
+
 class LiesThroughout(Undisturbed):
     """The backend says that the funding is confirmed, then that there are no new blocks; at last it is honest."""
 
     async def _confirm_escrow(self, trade: str) -> None:
-        (way,) = self.stage.ways.values()
+        way = next(iter(self.stage.ways.values()))
         view = await self.stage.buyer.api.trade(trade)
         assert view.escrow.funding_txid is not None
         script = sha256(script_of(view.escrow.address or "", Network.REGTEST)).digest()[::-1].hex()
@@ -202,3 +227,40 @@ async def test_a_backend_that_lies_moves_nothing_and_the_trade_goes_on_when_it_s
 ) -> None:
     async with staged(bitcoind_binary, [kind]) as stage:
         await performed(LiesThroughout, stage)
+
+
+async def test_a_trade_completes_where_four_backends_must_agree(bitcoind_binary: Path) -> None:
+    async with staged(bitcoind_binary, list(WAYS)) as stage:
+        await performed(Undisturbed, stage)
+
+
+@pytest.mark.slow
+async def test_a_backend_that_dies_is_done_without_where_the_quorum_is_left(bitcoind_binary: Path) -> None:
+    async with staged(bitcoind_binary, ["bitcoind", "electrum", "esplora"], quorum=2) as stage:
+        await performed(OneDies, stage)
+
+
+@pytest.mark.slow
+async def test_a_backend_that_lies_is_outvoted(bitcoind_binary: Path) -> None:
+    async with staged(bitcoind_binary, ["electrum", "bitcoind", "cbf"], quorum=2) as stage:
+        await performed(OneLies, stage)
+
+
+@pytest.mark.slow
+async def test_of_two_backends_a_liar_stops_the_trade_until_it_is_honest_and_the_user_is_told(
+    bitcoind_binary: Path,
+) -> None:
+    class Told(LiesThroughout):
+        async def still(self, trade: str, phases: set[str], seconds: float = CALM) -> None:
+            await super().still(trade, phases, seconds)
+            if self.stage.ways["electrum"].claimed:
+                return
+
+            async def told() -> bool | None:
+                seen = (await self.stage.buyer.api.events(0)).events
+                return True if any(event.topic in TROUBLE for event in seen) else None
+
+            await self._poll(self.stage.buyer, told, "does not tell that its backends part")
+
+    async with staged(bitcoind_binary, ["electrum", "bitcoind"]) as stage:
+        await performed(Told, stage)
