@@ -24,7 +24,7 @@ from protocol.case_messages import (
 )
 from protocol.casefile import CheckedCase, branch_of, check_file, side_of
 from protocol.conduct import judge_conduct, opening_heights
-from protocol.errors import P2PError, PeerViolation
+from protocol.errors import Malformed, P2PError, PeerViolation, TooLarge
 from protocol.messages import AttachmentOffer
 from protocol.replay import Checks, Finding, replay
 from protocol.ruling import Equivocation, Ruling, arbiter_of, check_ruling, read_ruling, text_hash
@@ -109,7 +109,10 @@ def verify_bundle(data: bytes, checks: Checks) -> Verdict:
 
     Raises BadBundle, and BadCase or BadTranscript where that part of it does not hold.
     """
-    bundle = unpack(data, Bundle, limit=MAX_BUNDLE)
+    try:
+        bundle = unpack(data, Bundle, limit=MAX_BUNDLE)
+    except (Malformed, TooLarge) as e:
+        raise BadBundle(f"this is no bundle of a dispute, or it is damaged: {e.detail}") from e
     network = bundle.network
     case = check_file(bundle.file, network)
     contract = case.contract

@@ -88,9 +88,9 @@ def _cases(view: d.CaseList) -> RenderableType:
 def _mark(view: d.CaseView) -> Text:
     if view.overdue and view.open:
         return Text("overdue", style="bold red")
-    if view.open and view.actions:
-        return Text(f"you may {view.actions[0]}", style="yellow")
-    return Text("")
+    if "accept" in view.actions:
+        return Text("accept or decline", style="yellow")
+    return Text("ready to be ruled" if "rule" in view.actions else "")
 
 
 # --- one case ----------------------------------------------------------------------------------------------------

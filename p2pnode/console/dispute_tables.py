@@ -99,6 +99,7 @@ def timeline(lines: tuple[d.LineView, ...]) -> RenderableType:
 
 def _verified(view: d.Verified) -> RenderableType:
     rows: list[tuple[str, Cell]] = [
+        ("network", view.network),
         ("contract", view.contract_id),
         ("buyer", f"{view.buyer}{f', came to {view.buyer_phase}' if view.buyer_phase else ''}"),
         ("seller", f"{view.seller}{f', came to {view.seller_phase}' if view.seller_phase else ''}"),

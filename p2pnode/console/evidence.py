@@ -105,6 +105,7 @@ def _table(lines: Sequence[str]) -> RenderableType:
     wide = min(max((len(cells) for cells in rows), default=0), MOST_COLUMNS)
     # Headings are cells like others: rich would read markup in a column's name.
     found = columns(*("" for _ in range(wide)))
+    found.show_header = False
     for cells in rows:
         padded = [*cells[:wide], *("" for _ in range(wide - len(cells)))]
         row(found, *(cell[:MOST_CELL] for cell in padded))
