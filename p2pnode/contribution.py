@@ -43,8 +43,13 @@ class Contributor:
         bargain: Bargain,
         details: Details,
         nonce: bytes,
+        *,
+        payout: bytes | None = None,
     ) -> Contribution:
-        """Our side of a trade. Raises InsufficientFunds and the wallet's other errors."""
+        """Our side of a trade. A release pays to the script `payout`, if one is given, all else to the wallet.
+
+        Raises InsufficientFunds and the wallet's other errors.
+        """
         selection = await self._coins(trade_id, side, offer, bargain)
         if selection is None:
             inputs: tuple[FundingInput, ...] = ()
@@ -54,13 +59,13 @@ class Contributor:
                 FundingInput(i.outpoint.txid, i.outpoint.vout, i.value, i.script_pubkey) for i in selection.inputs
             )
             change = selection.change.script_pubkey if selection.change else await self._wallet.change_script()
-        payout = await self._wallet.change_script()
+        refund = await self._wallet.change_script()
         opened = OpenedDetails(self._clock.random(32), details)
         party = Party(
             persona=persona,
             keys=make_keys(*self._keyring.escrow_secrets(trade_id, side), trade_id, persona),
-            payout_script=payout,
-            refund_script=payout,
+            payout_script=refund if payout is None else payout,
+            refund_script=refund,
             change_script=change,
             inputs=inputs,
             details_hash=details_hash(opened.salt, encode_details(details)),

@@ -57,6 +57,10 @@ class Makers(Protocol):
         """Our payment details for a method of one of our offers. Raises NotFound."""
         ...
 
+    def payout_of(self, offer_id: bytes) -> bytes | None:
+        """The outside script that the coins of trades on this offer go to; None: the wallet."""
+        ...
+
 
 class ContractFiles(Protocol):
     """Where contract files go before anything is signed."""
@@ -208,6 +212,7 @@ class Executor:
                 take.bargain,
                 details,
                 self._clock.random(32),
+                payout=self._makers.payout_of(state.offer.offer_id),
             )
             arbiter, backup = agreed_arbiters(take, state.network)
             contract = build_contract(

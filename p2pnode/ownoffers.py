@@ -195,6 +195,18 @@ class OwnOffers:
             raise NotFound(f"there are no payment details for {method} in that offer")
         return own.details[method]
 
+    def payout_of(self, offer_id: bytes) -> bytes | None:
+        """The outside script that the coins of trades on this offer go to; None: the wallet."""
+        row = self._db.execute("SELECT script FROM offer_payouts WHERE offer_id = ?", (offer_id,)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def set_payout(self, offer_id: bytes, script: bytes | None) -> None:
+        """From the next take on, pay there; None: to the wallet. May be set before the offer is made."""
+        with self._database.transaction():
+            self._db.execute("DELETE FROM offer_payouts WHERE offer_id = ?", (offer_id,))
+            if script is not None:
+                self._db.execute("INSERT INTO offer_payouts VALUES (?, ?)", (offer_id, script))
+
     # --- making -------------------------------------------------------------------------------------------------
 
     async def create(self, offer: Offer, details: DetailsByMethod) -> OwnOffer:

@@ -79,8 +79,11 @@ class Taking:
         backup: ArbiterChoice | None,
         escrow_type: EscrowType,
         fee_rate: int | None = None,
+        payout: bytes | None = None,
     ) -> bytes:
         """Begin a trade on a verified offer; returns its id once the take is recorded.
+
+        A release pays to the script `payout`, if one is given.
 
         Raises InsufficientFunds and the wallet's other errors, FeesRefused, TooBusy, ChainError.
         """
@@ -96,7 +99,7 @@ class Taking:
         identity = trade_id(bargain.offer, persona, nonce)
         try:
             contribution = await self._contributor.prepare(
-                identity, offer.side.other, persona, offer, bargain, details, nonce
+                identity, offer.side.other, persona, offer, bargain, details, nonce, payout=payout
             )
             take = Take(
                 bargain=bargain,

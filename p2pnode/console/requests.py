@@ -134,6 +134,7 @@ def take(args: argparse.Namespace, offer: s.OfferView) -> s.TakeRequest:
         backup=args.backup,
         escrow_type=args.escrow_type,
         fee_rate_sats_per_kvb=args.fee_rate,
+        payout_address=args.payout_address,
     )
 
 
@@ -197,6 +198,8 @@ def take_question(offer: s.OfferView, request: s.TakeRequest) -> str:
     if offer.price_minor_per_btc is not None:
         money = format_minor(volume(amount, offer.price_minor_per_btc), offer.currency)
         text += f" for {money} {offer.currency} (at {offer.price})"
+    if request.payout_address is not None:
+        text += f", a release paid to {request.payout_address}"
     return f"{text}?"
 
 
@@ -235,6 +238,7 @@ def _terms(args: argparse.Namespace) -> dict[str, Any]:
         "terms": args.terms,
         "min_completed_trades": args.min_trades,
         "lifetime_seconds": args.expires,
+        "payout_address": args.payout_address,
     }
 
 

@@ -8,6 +8,9 @@ from typing import Final, Protocol
 
 from msgspec.structs import replace
 
+from escrow.address import address_of, script_of
+from escrow.errors import UnsupportedScript
+from escrow.sizes import check_payee
 from p2pnode.api.schema import (
     BadOffer,
     OfferDraft,
@@ -60,6 +63,9 @@ TAKE_REFRESH_SECONDS: Final = 1.0
 FRESH_ARBITERS_SECONDS: Final = 1.0
 """Age at which the directory is looked up again before an offer or a take binds itself to arbiters."""
 
+WALLET: Final = "wallet"
+"""What stands for the node's own wallet in the place of a payout address."""
+
 _OWN_CURSOR: Final = re.compile(r"([0-9]{1,13})\.([0-9a-f]{64})")
 
 
@@ -81,6 +87,12 @@ class BadTake(UserError):
     code = 3047
 
 
+class BadPayee(UserError):
+    """Escrows pay to native segwit addresses (bc1q..., bc1p...) only: give one of those, or leave it to the wallet."""
+
+    code = 3049
+
+
 class Taker(Protocol):
     """What begins a trade (`p2pnode.taking`)."""
 
@@ -97,6 +109,7 @@ class Taker(Protocol):
         backup: ArbiterChoice | None,
         escrow_type: EscrowType,
         fee_rate: int | None = None,
+        payout: bytes | None = None,
     ) -> bytes:
         """Record the take of a verified offer and begin; returns the trade's id."""
         ...
@@ -172,7 +185,7 @@ class OfferService:
         self._network = network
         self._clock = clock
         self._currencies = tuple(currencies)
-        self._views = OfferViews(prices)
+        self._views = OfferViews(prices, self._payout_address)
         self._prices_ready = prices_ready
         self._taking: set[bytes] = set()
         """Offers whose take is being prepared."""
@@ -186,6 +199,7 @@ class OfferService:
         """
         methods = drafts.method_names(draft.methods)
         details = drafts.all_details(draft.methods)
+        payout = self._payee(draft.payout_address)
         side = SIDES[draft.side]
         self._check_room(draft.currency, side)
         need = Need(draft.currency, methods, draft.amount_max_sats, self._persona)
@@ -196,6 +210,8 @@ class OfferService:
         offer = drafts.new_offer(draft, self._persona, self._clock.random(SALT_BYTES), around)
         await self._priced([offer])
         drafts.check(offer, self._views.price(offer))
+        # Before the offer can be taken.
+        self._own.set_payout(offer.offer_id, payout)
         try:
             own = await self._create(offer, details)
         except Malformed as e:
@@ -209,6 +225,7 @@ class OfferService:
         """
         own = self._own_offer(offer)
         present = own.offer
+        payout = self._payee(changes.payout_address)
         methods = present.methods if changes.methods is None else drafts.method_names(changes.methods)
         details = None if changes.methods is None else drafts.all_details(changes.methods)
         amount = changes.amount_max_sats or present.amount_max
@@ -237,6 +254,8 @@ class OfferService:
                 own = await self._own.edit(own.offer_id, lambda offer: change(offer, hints=False), details)
         except Malformed as e:
             raise BadOffer(e.detail) from e
+        if changes.payout_address is not None:
+            self._own.set_payout(own.offer_id, payout)
         return await self._placed(own)
 
     async def revoke(self, offer: str) -> OfferView:
@@ -319,6 +338,7 @@ class OfferService:
             raise BadTake(f"the offer takes {' and '.join(terms.methods)}, not {request.method}")
         details = self._details(request)
         self._check_requirements(terms)
+        payout = self._payee(request.payout_address)
         await self._gate.consent(terms.maker, amount)
         chosen = await self._choose(terms, amount, request)
         trade_id = await self._taker.take(
@@ -332,6 +352,7 @@ class OfferService:
             backup=chosen.backup,
             escrow_type=chosen.escrow_type,
             fee_rate=request.fee_rate_sats_per_kvb,
+            payout=payout,
         )
         return self._trade_views.show(trade_id)
 
@@ -413,6 +434,21 @@ class OfferService:
         if personas:
             return named_arbiters(self._directory, personas, need)
         return known_arbiters(self._directory, need)
+
+    def _payout_address(self, offer_id: bytes) -> str | None:
+        script = self._own.payout_of(offer_id)
+        return None if script is None else address_of(script, self._network)
+
+    def _payee(self, address: str | None) -> bytes | None:
+        """The script of a payout address; None for none and for “wallet”. Raises BadAddress, BadPayee."""
+        if address is None or address.strip().lower() == WALLET:
+            return None
+        script = script_of(address, self._network)
+        try:
+            check_payee(script)
+        except UnsupportedScript as e:
+            raise BadPayee from e
+        return script
 
     async def _create(self, offer: Offer, details: dict[str, Details]) -> OwnOffer:
         """With a hint where we are if it fits the datagram; the contact record in the DHT says it too."""

@@ -6,6 +6,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
+from msgspec.structs import replace
+
+from escrow.address import address_of
 from escrow.coins import txid_text
 from p2pnode.api.schema import (
     ActionName,
@@ -28,7 +31,7 @@ from p2pnode.prices import Prices
 from p2pnode.services.dispute_views import outcome_text
 from p2pnode.services.hints import hint
 from p2pnode.tradestore import StoredTrade, TradeStore
-from protocol.contract import Contract, required_confirmations
+from protocol.contract import Contract, Party, required_confirmations
 from protocol.errors import IllegalTransition, NotFound
 from protocol.identity import persona_text
 from protocol.messages import OpenedDetails
@@ -79,8 +82,10 @@ def only(found: Sequence[T], what: str, prefix: str) -> T:
 class OfferViews:
     """Makes views of offers; `prices` is asked for the market where an offer has a margin."""
 
-    def __init__(self, prices: Prices | None) -> None:
+    def __init__(self, prices: Prices | None, payout: Callable[[bytes], str | None]) -> None:
+        """`payout` tells the address that an own offer's releases pay to, if not the wallet."""
         self._prices = prices
+        self._payout = payout
 
     def price(self, offer: Offer) -> int | None:
         """The exact price of an offer now; None where it needs a market price and there is none."""
@@ -91,7 +96,8 @@ class OfferViews:
 
     def own(self, own: OwnOffer) -> OfferView:
         """An own offer, in whatever state."""
-        return self._view(own.offer, own.sequence, state=own.state.value, mine=True, stored_on=own.stored_on)
+        view = self._view(own.offer, own.sequence, state=own.state.value, mine=True, stored_on=own.stored_on)
+        return replace(view, payout_address=self._payout(own.offer_id))
 
     def listed(self, entry: BookEntry, *, mine: bool = False) -> OfferView:
         """An offer of the book, which is open."""
@@ -218,6 +224,8 @@ class TradeViews:
             outcome=outcome_text(state.payout.outcome, state.contract),
             disputed=state.dispute is not None,
             window_ends_height=state.window_ends,
+            payout_address=self._payout_address(state),
+            payout_outside=_pays_outside(state),
             deadlines=self.deadlines(state),
             messages_sent=stored.heads.sent,
             messages_received=stored.heads.received,
@@ -260,6 +268,11 @@ class TradeViews:
         # Verified when the take was made or received.
         return parse_envelope(raw, self._network, limit=Kind.ARBITER.limit).signer
 
+    def _payout_address(self, state: TradeState) -> str | None:
+        """Where a release pays our coins to, by the contract or, before there is one, by our take."""
+        party = _own_party(state)
+        return None if party is None else address_of(party.payout_script, self._network)
+
     def _escrow(self, state: TradeState) -> EscrowView:
         kind = int(state.take.bargain.escrow_type)
         contract, facts = state.contract, state.facts
@@ -281,6 +294,18 @@ class TradeViews:
             payout_fee_sats=facts.payout_fee if paid_out == facts.payout_txid else None,
             payout_depth=state.payout.depth,
         )
+
+
+def _own_party(state: TradeState) -> Party | None:
+    if state.contract is not None:
+        return state.contract.party(state.side)
+    return None if state.made else state.take.party
+
+
+def _pays_outside(state: TradeState) -> bool:
+    """A payout to the wallet goes to the very script that refunds go to."""
+    party = _own_party(state)
+    return party is not None and party.payout_script != party.refund_script
 
 
 def _details(opened: OpenedDetails | None) -> dict[str, str]:

@@ -173,7 +173,10 @@ async def test_both_fund_from_devices_and_the_trade_completes(cast: WatchedCast,
     async def both(phase: str) -> bool:
         return all([(await t.api.trade(trade)).phase == phase for t in cast.traders])
 
-    await until(lambda: both("funding"), "the funding")
+    async def in_mempool() -> bool:
+        return all([(await t.api.trade(trade)).escrow.funding_depth == 0 for t in cast.traders])
+
+    await until(in_mempool, "the funding")
     for trader in cast.traders:
         assert "funding-signature-wanted" in await events(trader, trade)
     await cast.bitcoind.mine(2)

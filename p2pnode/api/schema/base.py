@@ -10,6 +10,7 @@ from protocol.types import UnixTime
 
 IdText = Annotated[str, Meta(pattern=r"\A[0-9a-f]{8,64}\Z", description="An id in hex, or its first 8 digits or more")]
 PersonaText = Annotated[str, Meta(min_length=20, max_length=80, description="A persona: persona1...")]
+AddressText = Annotated[str, Meta(min_length=6, max_length=100, description="A Bitcoin address")]
 DecimalText = Annotated[str, Meta(pattern=r"\A[0-9]{1,19}(\.[0-9]{1,18})?\Z", description="A decimal number")]
 Cursor = Annotated[int, Meta(ge=0, le=2**53)]
 Seconds = Annotated[int, Meta(ge=0, le=2**31)]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from p2pnode.api.schema.base import DecimalText, DetailMap, PersonaText, Request, Response, SideName
+from p2pnode.api.schema.base import AddressText, DecimalText, DetailMap, PersonaText, Request, Response, SideName
 from p2pnode.money import format_minor, parse_minor
 from protocol.errors import UserError
 from protocol.offer import MAX_OFFER_LIFETIME, FixedPrice, MarketPrice, Price
@@ -63,6 +63,8 @@ class OfferDraft(Request, frozen=True, kw_only=True):
     terms: Terms = ""
     min_completed_trades: Annotated[int, Meta(ge=0, le=10_000)] = 0
     lifetime_seconds: Annotated[int, Meta(ge=60, le=MAX_OFFER_LIFETIME)] = 7 * 86_400
+    payout_address: AddressText | None = None
+    """Where a release pays our coins to; None: the wallet. Settlements and rulings always pay to the wallet."""
 
     def protocol_price(self) -> Price:
         """The price as offers carry it. Raises BadOffer, BadPrice."""
@@ -89,6 +91,8 @@ class OfferEdit(Request, frozen=True, kw_only=True):
     terms: Terms | None = None
     min_completed_trades: Annotated[int, Meta(ge=0, le=10_000)] | None = None
     lifetime_seconds: Annotated[int, Meta(ge=60, le=MAX_OFFER_LIFETIME)] | None = None
+    payout_address: AddressText | None = None
+    """Where releases of trades from now on pay our coins to; “wallet”: to the wallet again."""
 
     def protocol_price(self, currency: str, present: Price) -> Price:
         """The price after the edit, given the offer's currency and present price. Raises BadOffer, BadPrice."""
@@ -147,6 +151,8 @@ class OfferView(Response, frozen=True, kw_only=True):
     expires: UnixTime
     stored_on: int | None = None
     """Nodes of the DHT that took the record when it was last published, where this node published it."""
+    payout_address: str | None = None
+    """Of an own offer: where releases pay our coins to, if not to the wallet. Nobody else is told."""
 
 
 class OfferPage(Response, frozen=True, kw_only=True):
@@ -172,6 +178,8 @@ class TakeRequest(Request, frozen=True, kw_only=True):
     backup: PersonaText | None = None
     escrow_type: Literal[1, 2] | None = None
     fee_rate_sats_per_kvb: FeeRate | None = None
+    payout_address: AddressText | None = None
+    """Where a release pays our coins to; None: the wallet. Settlements and rulings always pay to the wallet."""
 
 
 def price_text(price_minor_per_btc: int | None, currency: str) -> str | None:

@@ -77,6 +77,10 @@ class TradeView(Response, frozen=True, kw_only=True):
     disputed: bool = False
     window_ends_height: int | None = None
     """The block with which the buyer's time to pay is over."""
+    payout_address: str | None = None
+    """Where the contract pays our part of a release to."""
+    payout_outside: bool = False
+    """Whether that is an address that was named for this trade, and not the wallet's."""
     deadlines: tuple[DeadlineView, ...] = ()
     """What ends or begins next, soonest first."""
     messages_sent: int = 0

@@ -56,6 +56,7 @@ def add(top: Verbs) -> None:
     take.add_argument("--backup", metavar="PERSONA", help="the backup arbiter (the offer's next)")
     take.add_argument("--escrow-type", type=int, choices=(1, 2), help="1: 2-of-3; 2: with a backup arbiter")
     take.add_argument("--fee-rate", type=typed("fee_rate"), metavar="SAT/VB", help="fee rate of the escrow")
+    _payout(take)
     waits(take)
     yes(take)
     edit = verbs.add(
@@ -87,9 +88,18 @@ def _terms(parser: argparse.ArgumentParser, *, editing: bool) -> None:
     group.add_argument("--confirmations", type=typed("confirmations"), metavar="N", help="least confirmations (1)")
     group.add_argument("--terms", metavar="TEXT", help="text for the counterparty")
     group.add_argument("--min-trades", type=typed("count"), metavar="N", help="completed trades asked of a taker (0)")
+    _payout(group)
     group.add_argument("--expires", type=typed("duration"), metavar="TIME", help="how long it lives: 12h, 7d (7d)")
     if not editing:
         group.add_argument("--escrow-type", type=int, action="append", choices=(1, 2), help="1: 2-of-3; 2: with backup")
+
+
+def _payout(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--payout-address",
+        metavar="ADDRESS",
+        help="where a release pays your coins to (the wallet); settlements and rulings always pay to the wallet",
+    )
 
 
 def offer_create(args: argparse.Namespace) -> int:
