@@ -144,7 +144,11 @@ class TwinChain:
                 view.emit(TipChanged(self.tip()))
 
     def tip(self) -> BlockRef:
-        return BlockRef(self.height, self.height.to_bytes(32, "big"), 0, 0)
+        return BlockRef(self.height, self.hash(self.height), 0, 0)
+
+    def hash(self, height: int) -> bytes:
+        """What stands for the hash of a block."""
+        return height.to_bytes(32, "big")
 
 
 class TwinBackend:
@@ -187,10 +191,13 @@ class TwinBackend:
         return self.chain.accept(tx)
 
     async def transaction(self, txid: bytes, block_hash: bytes | None = None) -> ChainTx | None:
-        del block_hash
         for depth, raw in self.chain.everything():
             if txid_of(raw) == txid:
-                return ChainTx(raw, None if depth == 0 else self.chain.height - depth + 1, None, depth)
+                if depth == 0:
+                    return ChainTx(raw, None, None, 0)
+                height = self.chain.height - depth + 1
+                block = self.chain.hash(height)
+                return ChainTx(raw, height, block, depth) if block_hash in (None, block) else None
         return None
 
     async def unspent(self, outpoint: OutPoint) -> bool | None:
@@ -238,11 +245,13 @@ class TwinBackend:
                 self.emit(Seen(request.key, outpoint, 0, b""))
             elif depth is not None:
                 height = self.chain.height - depth + 1
-                self.emit(Confirmed(request.key, outpoint, 0, b"", height, bytes(32), depth))
+                self.emit(Confirmed(request.key, outpoint, 0, b"", height, self.chain.hash(height), depth))
             rival = self.chain.spender(outpoint)
             if rival is not None:
                 raw, depth = rival
-                self.emit(SpentBy(request.key, outpoint, txid_of(raw), raw, None, None, depth))
+                at = None if depth == 0 else self.chain.height - depth + 1
+                block = None if at is None else self.chain.hash(at)
+                self.emit(SpentBy(request.key, outpoint, txid_of(raw), raw, at, block, depth))
 
 
 class TwinWallet:
