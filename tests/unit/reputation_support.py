@@ -29,9 +29,11 @@ from p2pnode.reputation.store import TestimonyStore
 from p2pnode.tradestore import TradeStore
 from protocol.bond import Bond
 from protocol.contract import Party
+from protocol.equivocation import EQUIVOCATION_WORK_BITS, EquivocationRecord
 from protocol.identity import SigningKey
 from protocol.rating import Mark, Rating
 from protocol.receipt import RECEIPT_WORK_BITS, Ending, Receipt, SignedReceipt, sign_receipt
+from protocol.ruling import Equivocation, Reason, Ruling, text_hash
 from protocol.types import Branch, Side
 from protocol.wire import Envelope, Kind, pack
 from protocol.work import find_work
@@ -163,6 +165,31 @@ def bond_of(ledger: Ledger, persona: SigningKey, secret: bytes, value: int, lock
     block = ledger.mine(raw)
     bond = Bond(txid_of(raw), 0, value, lock_height, public_key(secret), block, ledger.height, bytes(64))
     return prove_bond(secret, NETWORK, persona.public, bond)
+
+
+def contradiction(arbiter: SigningKey, contract: bytes = bytes(32)) -> Envelope:
+    """A proof that an arbiter gave two rulings in one contract, by somebody."""
+    raws = []
+    for share in (0, 1_000_000):
+        ruling = Ruling(
+            arbiter=arbiter.public,
+            contract_id=contract,
+            branch=Branch.MAIN,
+            buyer_share=share,
+            forfeit=0,
+            fee=1_000,
+            fee_script=b"\x00\x14" + bytes(20),
+            rate=2_000,
+            reason=Reason.OTHER,
+            text_hash=text_hash(str(share)),
+            buyer_head=bytes(32),
+            seller_head=bytes(32),
+            payout_signature=b"0" * 71,
+        )
+        raws.append(arbiter.seal(Kind.RULING, NETWORK, pack(ruling)).raw)
+    draft = EquivocationRecord(Equivocation(arbiter.public, *raws), T0, T0 + DAY)
+    body = find_work(Kind.EQUIVOCATION, NETWORK, pack(draft), EQUIVOCATION_WORK_BITS)
+    return key_of("anybody").seal(Kind.EQUIVOCATION, NETWORK, body)
 
 
 class Observer:
