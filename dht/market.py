@@ -45,6 +45,7 @@ SOURCES: Final = 2
 """Different states of a shard that are read, of those that its holders say they have."""
 CROWDED_SOURCES: Final = 4
 """The same where somebody may have packed nodes around the shard."""
+PATHS: Final = 3
 FEW: Final = 8
 """Records of a shard that are read by datagrams: two or three round trips."""
 MAX_PULLED: Final = 8_000
@@ -301,8 +302,8 @@ class Market:
                     self._note(node.engine.registry.trust(raw, topic, now), shard, done)
 
     async def _search(self, topic: bytes, shard: Shard, done: Refreshed) -> None:
-        """Read a shard by datagrams."""
-        for record in (await self._node.find_records(topic)).records:
+        """Read a shard by datagrams: by several paths, or two holders could keep a revocation from us."""
+        for record in (await self._node.find_records(topic, paths=PATHS)).records:
             self._note(record, shard, done)
 
     def _note(self, record: Record, shard: Shard, done: Refreshed) -> None:

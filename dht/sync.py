@@ -209,6 +209,8 @@ def read_records(message: bytes) -> tuple[list[bytes], bool]:
             raise BadPacket("a record that ends early")
         out.append(message[at + 2 : end])
         at = end
+    if message[1] and not out:
+        raise BadPacket("nothing, and more of it to come")
     return out, bool(message[1])
 
 
