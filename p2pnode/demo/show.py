@@ -15,6 +15,9 @@ from p2pnode.demo.onchain import Escrow
 from p2pnode.demo.play import METHOD
 from p2pnode.demo.report import Report
 
+BISQ_1 = "747-778"
+"""Virtual bytes of a trade on Bisq 1: what one sees on the chain here stands beside it."""
+
 
 def show(console: Console, report: Report) -> None:
     """Print everything."""
@@ -152,6 +155,7 @@ def _on_chain(report: Report) -> Table:
     sizes = report.sizes
     whole = f"[green]within the limit of {sizes.limit_vb} vB[/]"
     table.add_row("whole trade", str(sizes.total_vb), f"{report.fees.total_sats:,}", "", whole)
+    table.add_row("[dim]Bisq 1, as published[/]", f"[dim]{BISQ_1}[/]", "", "", "[dim]four transactions[/]")
     return table
 
 
