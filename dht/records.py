@@ -131,19 +131,20 @@ class Registry:
         if len(envelope.raw) > rules.max_bytes:
             raise InvalidRecord(f"a record of kind {envelope.kind} with {len(envelope.raw)} bytes")
         meta = rules.validate(envelope, now)
-        if len(meta.publisher) != 32 or len(meta.sub_key) > MAX_SUB_KEY:
+        publisher, sub_key, sequence, expires, topics, tombstone, issued, pow_bits, _ = meta
+        if len(publisher) != 32 or len(sub_key) > MAX_SUB_KEY:
             raise InvalidRecord("a record without a proper owner")
-        if meta.expires <= now:
+        if expires <= now:
             raise InvalidRecord("the record has expired")
-        if meta.expires > now + rules.max_lifetime_s + CLOCK_SKEW_S:
+        if expires > now + rules.max_lifetime_s + CLOCK_SKEW_S:
             raise InvalidRecord("the record would live too long")
-        if meta.issued > now + CLOCK_SKEW_S:
+        if issued > now + CLOCK_SKEW_S:
             raise InvalidRecord("the record comes from the future")
-        if meta.pow_bits < rules.min_pow_bits:
-            raise InvalidRecord(f"proof of work of {meta.pow_bits} bits where {rules.min_pow_bits} are needed")
-        if len(topic) != ID_BYTES or topic not in meta.topics:
+        if pow_bits < rules.min_pow_bits:
+            raise InvalidRecord(f"proof of work of {pow_bits} bits where {rules.min_pow_bits} are needed")
+        if len(topic) != ID_BYTES or topic not in topics:
             raise InvalidRecord("the record does not belong under this topic")
         # Not the envelope's id: that is the same for two signers of one body.
         name = blake2b(envelope.raw, digest_size=16, person=b"p2pnode/dht-rec").digest()
-        rank = (meta.sequence, meta.tombstone, name)
+        rank = (sequence, tombstone, name)
         return Record(envelope.raw, envelope, meta, tag_of(meta), rank)

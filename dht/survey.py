@@ -64,5 +64,7 @@ class Survey(Search):
 
     def _ended(self, now: float) -> None:
         del now
-        holders = [self._told[c.id] for c in self.lookup.closest() if c.id in self._told]
-        self._done(Surveyed(holders, self.lookup.crowded))
+        lookup = self.lookup
+        # Where nodes are too thin, farther ones were asked as well: nobody stores there.
+        closest = lookup.closest() if lookup.crowded else lookup.closest()[: lookup.k]
+        self._done(Surveyed([self._told[c.id] for c in closest if c.id in self._told], lookup.crowded))

@@ -178,12 +178,18 @@ class Watch:
         self._choose(now)
 
     def _choose(self, now: float) -> None:
-        # Not the same two for everyone: pushes are spread over all holders.
+        # By chance, so that pushes are spread over all holders. One of the two is among the closest, where every put
+        # goes; the other may be any, so that a crowd around the topic does not have both for long.
         rng = self.engine.rng
-        for holder in sorted(self._near, key=lambda _: rng.random()):
-            if len(self.holders) < HOLDERS and holder not in self.holders:
-                self.holders.append(holder)
-                self._ask(holder, now)
+        while len(self.holders) < HOLDERS:
+            closest = self._near[: self.engine.config.k]
+            pool = self._near if any(holder in closest for holder in self.holders) else closest
+            left = [near for near in pool if near not in self.holders]
+            if not left:
+                return
+            holder = left[int(rng.random() * len(left))]
+            self.holders.append(holder)
+            self._ask(holder, now)
 
     def _ask(self, holder: Contact, now: float) -> None:
         if self.engine.ask(holder, Op.WATCH, self.topic + b"\0", self, now) is None:

@@ -189,10 +189,9 @@ def check_offer(offer: Offer, now: int) -> None:
         raise Malformed("an offer must expire after its creation and within 30 days")
     if offer.created > now + MAX_CLOCK_SKEW:
         raise Malformed("the offer was created in the future: check the clocks")
-    if len(set(offer.methods)) != len(offer.methods):
-        raise Malformed("an offer names a method twice")
-    if len(set(offer.escrow_types)) != len(offer.escrow_types):
-        raise Malformed("an offer names an escrow type twice")
+    for name, values in (("method", offer.methods), ("escrow type", offer.escrow_types)):
+        if len(values) > 1 and len(set(values)) != len(values):
+            raise Malformed(f"an offer names a {name} twice")
     personas = [a.persona for a in offer.arbiters]
     if len(set(personas)) != len(personas) or offer.maker in personas:
         raise Malformed("an offer's arbiters must differ from each other and from the maker")

@@ -137,12 +137,11 @@ class Markets:
         if not isinstance(value, (Offer, Revocation)):
             return
         self._waiting.append((record.envelope, value))
-        loop = asyncio.get_running_loop()
         if self._gathering is None:
-            self._gathering = loop.call_later(GATHER_SECONDS, self._take_in)
+            self._gathering = asyncio.get_running_loop().call_later(GATHER_SECONDS, self._take_in)
         elif len(self._waiting) == AT_A_TIME:
             self._gathering.cancel()
-            self._gathering = loop.call_soon(self._take_in)
+            self._gathering = asyncio.get_running_loop().call_soon(self._take_in)
 
     def _take_in(self) -> None:
         if self._gathering is not None:

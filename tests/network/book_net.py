@@ -179,10 +179,10 @@ def offers(count: int) -> list[tuple[bytes, Envelope]]:
     return made
 
 
-def edited(number: int) -> tuple[bytes, Envelope]:
-    """The next version of offer `number`."""
+def edited(number: int, sequence: int = 1) -> tuple[bytes, Envelope]:
+    """A later version of offer `number`."""
     key = SigningKey((number // PER_MAKER).to_bytes(32, "big"))
-    offer = replace(fresh_offer(key.public, number), sequence=1)
+    offer = replace(fresh_offer(key.public, number), sequence=sequence)
     return offer.offer_id, key.seal(Kind.OFFER, NETWORK, pack(offer))
 
 
