@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from p2pnode.reputation.acquaintances import Acquaintances
 from p2pnode.reputation.gate import (
     Gate,
     NotWelcome,
@@ -19,8 +20,10 @@ from p2pnode.reputation.gate import (
 )
 from protocol.offer import Requirements
 from protocol.receipt import Ending
+from protocol.types import Side
 from tests.unit.reputation_support import Ledger, Observer, key_of, rating, trade
 from tests.unit.services_support import T0, offer_of
+from tests.world import World
 
 ANN, BOB, EVE = key_of("ann"), key_of("bob"), key_of("eve")
 ARBITERS = (key_of("arbiter").public, key_of("backup").public)
@@ -131,3 +134,23 @@ async def test_completed_trades_are_counted_by_receipts_that_our_chain_proves(no
         await gate.admit(BOB.public, asked, 1_000, ARBITERS)
     node.acquaintances.set(BOB.public, T0, standing="trusted")
     await gate.admit(BOB.public, asked, 1_000, ARBITERS)
+
+
+async def test_a_take_by_a_blocked_persona_withdraws_no_offer_and_locks_no_coin(tmp_path: Path) -> None:
+    """Through the maker's real intake: the offer stays open for others, and the taker's coins are free again."""
+    world = World(tmp_path, Side.SELL)
+    await world.begin()
+    node = world.maker
+    taker = world.taker.keyring.persona.public
+    acquaintances = Acquaintances(node.database)
+    acquaintances.set(taker, T0, standing="blocked")
+    observer = Sealed(tmp_path, Ledger())
+    node.intake.gate = Gate(acquaintances, observer.histories, node.engine.trades, StrangerLimits())
+    await world.take()
+    await world.until(lambda: world.taker.phase == "Declined", "the refusal")
+    assert world.maker.trade is None
+    assert world.maker.own.count_open() == 1
+    assert world.chain.broadcasts == []
+    acquaintances.set(taker, T0, standing="")
+    observer.close()
+    await world.end()
