@@ -10,14 +10,31 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
+from msgspec import structs
 
 from protocol.announcement import Announcement, FeeTerms
 from protocol.contract import contract_id, details_hash, required_confirmations, trade_id
 from protocol.identity import SigningKey, node_text, persona_text
+from protocol.mailbox import (
+    ANSWER_WORK_BITS,
+    CHUNK_BYTES,
+    CHUNK_WORK_BITS,
+    SLIP_WORK_BITS,
+    Answer,
+    Chunk,
+    Slip,
+    chunk_key,
+    make_answer,
+    make_parcel,
+    open_slip,
+    read_slip,
+    slip_key,
+    withdraw_parcel,
+)
 from protocol.messages import NONE_YET, Decline, Header, encode
 from protocol.offer import SALT_BYTES, MarketPrice, Offer, Revocation, deposit, make_offer_id, price_at, volume
 from protocol.types import Network, Side
-from protocol.wire import Kind, digest, pack, seal
+from protocol.wire import Envelope, Kind, digest, pack, seal
 from protocol.work import find_work, work_bits
 from tests.machines.duel import Duel, offer_of, tagged
 
@@ -171,6 +188,73 @@ def numbers() -> dict[str, Any]:
     }
 
 
+def mail() -> dict[str, Any]:
+    """Parcels, their answers and withdrawals, and what a recipient, a sender or a holder must refuse."""
+    secret, recipient = tagged("parcel"), SigningKey(SEED)
+    created, expires = 1_000_000, 1_000_000 + 86_400
+    small = seal(Kind.DECLINE, NETWORK, tagged("author"), pack(("mail", 1)))
+    large = seal(Kind.DECLINE, NETWORK, tagged("author"), pack(("mail", bytes(range(256)) * 4)))
+
+    def parcel(envelope: Envelope) -> dict[str, Any]:
+        made = make_parcel(secret, recipient.public, envelope.raw, NETWORK, created=created, expires=expires)
+        manifest = open_slip(read_slip(made.slip, NETWORK), recipient)
+        count = len(made.chunks)
+        gone = withdraw_parcel(secret, recipient.public, count, NETWORK, created=created, expires=expires)
+        answers = [
+            make_answer(read_slip(made.slip, NETWORK), recipient, envelope.id, code, NETWORK) for code in (0, 2142)
+        ]
+        return {
+            "envelope": envelope.raw.hex(),
+            "slip": made.slip.raw.hex(),
+            "chunks": [chunk.raw.hex() for chunk in made.chunks],
+            "manifest": {"seed": manifest.seed.hex(), "count": count, "hash": manifest.hash.hex()},
+            "answers": [
+                {"code": code, "raw": answer.raw.hex()} for code, answer in zip((0, 2142), answers, strict=True)
+            ],
+            "withdrawal": [gone.slip.raw.hex(), *(chunk.raw.hex() for chunk in gone.chunks)],
+        }
+
+    return {
+        "secret": secret.hex(),
+        "recipient_seed": SEED.hex(),
+        "slip_key": slip_key(secret).public.hex(),
+        "chunk_key": chunk_key(secret).public.hex(),
+        "created": created,
+        "expires": expires,
+        "parcels": [parcel(small), parcel(large)],
+        "invalid": _bad_mail(secret, recipient, created),
+    }
+
+
+def _bad_mail(secret: bytes, recipient: SigningKey, created: int) -> list[dict[str, Any]]:
+    """Records that no holder keeps, by what is wrong with them."""
+    key, cutter, other = slip_key(secret), chunk_key(secret), SigningKey(tagged("other"))
+    day, box = created + 86_400, bytes(81)
+    good = Slip(key.public, recipient.public, created, day, box)
+    chunk = Chunk(cutter.public, 0, created, day, bytes(CHUNK_BYTES))
+    answer = Answer(recipient.public, key.public, created, day, bytes(74))
+
+    def made(why: str, kind: Kind, signer: SigningKey, value: Slip | Chunk | Answer, bits: int) -> dict[str, Any]:
+        body = find_work(kind, NETWORK, pack(value), bits) if bits else pack(value)
+        return {"why": why, "raw": signer.seal(kind, NETWORK, body).raw.hex(), "error": 2002}
+
+    slips, chunks, answers = Kind.MAIL_SLIP, Kind.MAIL_CHUNK, Kind.MAIL_ANSWER
+    return [
+        made("a slip signed by another key", slips, other, good, SLIP_WORK_BITS),
+        made("a slip without work", slips, key, good, 0),
+        made("a slip's box too short", slips, key, structs.replace(good, sealed=bytes(80)), SLIP_WORK_BITS),
+        made("a slip of 15 days", slips, key, structs.replace(good, expires=created + 15 * 86_400), SLIP_WORK_BITS),
+        made("a slip that expires as it is made", slips, key, structs.replace(good, expires=created), SLIP_WORK_BITS),
+        made("a chunk signed by another key", chunks, other, chunk, CHUNK_WORK_BITS),
+        made("a chunk without work", chunks, cutter, chunk, 0),
+        made("a chunk too short", chunks, cutter, structs.replace(chunk, data=bytes(799)), CHUNK_WORK_BITS),
+        made("a chunk beyond the last", chunks, cutter, structs.replace(chunk, index=64), CHUNK_WORK_BITS),
+        made("an answer by another than the recipient", answers, other, answer, ANSWER_WORK_BITS),
+        made("an answer without work", answers, recipient, answer, 0),
+        made("an answer too long", answers, recipient, structs.replace(answer, sealed=bytes(75)), ANSWER_WORK_BITS),
+    ]
+
+
 def announcement() -> Announcement:
     """An announcement for tests."""
     key = SigningKey(SEED)
@@ -183,7 +267,7 @@ def announcement() -> Announcement:
 def main() -> None:
     """Write all files."""
     FOLDER.mkdir(exist_ok=True)
-    for make in (envelopes, offers, contracts, numbers):
+    for make in (envelopes, offers, contracts, numbers, mail):
         (FOLDER / f"{make.__name__}.json").write_text(json.dumps(make(), indent=1) + "\n")
 
 
