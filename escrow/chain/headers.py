@@ -7,8 +7,8 @@ A branch replaces what it forks from only if it has more work. Whoever wants to 
 
 The rules: on mainnet and signet the target changes every 2,016 blocks by the time that they took (for the first change
 after the anchor that time is not known, so any change by a factor of up to four is taken), and on mainnet a target
-above `floor` is never taken: an invented branch costs at least an eighth of what real blocks cost. Testnet4 allows
-blocks of least work at any time, and regtest has no rules; coins there are worth nothing. That the blocks behind the
+above `floor` is never taken: an invented branch costs at least an eighth of what real blocks cost. Testnet4 has the
+rules of BIP94 and regtest has none; coins there are worth nothing. That the blocks behind the
 headers are valid is not checked: as in any light client, the miners' work vouches for that.
 
 Anchors are blocks that Bitcoin Core itself carries for its snapshots (`kernel/chainparams.cpp`, m_assumeutxo_data).
@@ -29,6 +29,9 @@ HEADER_BYTES: Final = 80
 RETARGET: Final = 2_016
 """Blocks between two changes of the target."""
 _TIMESPAN: Final = 14 * 24 * 3_600
+_LULL: Final = 20 * 60
+_WARP: Final = 10 * 60
+"""Seconds that the first block of a period may be older than the one before it (BIP94)."""
 _AHEAD: Final = 2 * 3_600
 """Seconds that a block's time may be ahead of ours."""
 _MEDIAN: Final = 11
@@ -53,6 +56,8 @@ class Rules(msgspec.Struct, frozen=True):
     """The easiest target that is taken from strangers above the highest anchor."""
     retargets: bool
     """Whether the target follows from the blocks before."""
+    lulls: bool = False
+    """Whether a block that comes 20 minutes after the one before may have the easiest target (testnet4, BIP94)."""
 
 
 class BadHeader(ProofFailed):
@@ -88,6 +93,15 @@ def bits_of(target: int) -> int:
 def work_of(bits: int) -> int:
     """Hashes that it takes on average to meet a target."""
     return (1 << 256) // (target_of(bits) + 1)
+
+
+def next_bits(bits: int, first: UnixTime, last: UnixTime, limit: int) -> int:
+    """The target's compact form after a period that began at `first` and whose last block is of `last`.
+
+    Source: Bitcoin Core, CalculateNextWorkRequired. A period is counted between its own two ends, one block short.
+    """
+    took = max(_TIMESPAN // 4, min(_TIMESPAN * 4, last - first))
+    return bits_of(min(limit, target_of(bits) * took // _TIMESPAN))
 
 
 def _genesis(merkle_root: str, time: int, bits: int, nonce: int) -> Anchor:
@@ -129,7 +143,7 @@ _EASY: Final = target_of(0x1D00FFFF)
 RULES: Final = {
     # 2**44 times the difficulty of the first block: mainnet's has been above it since 2021.
     Network.MAINNET: Rules(_EASY, _EASY >> 44, retargets=True),
-    Network.TESTNET: Rules(_EASY, _EASY, retargets=False),
+    Network.TESTNET: Rules(_EASY, _EASY, retargets=True, lulls=True),
     Network.SIGNET: Rules(target_of(0x1E0377AE), target_of(0x1E0377AE), retargets=True),
     Network.REGTEST: Rules(target_of(0x207FFFFF), target_of(0x207FFFFF), retargets=False),
 }
@@ -148,7 +162,9 @@ class HeaderChain:
         self.network = network
         self.anchor = anchor
         self._rules = rules or RULES[network]
-        self._is_top_anchor = anchor.height >= ANCHORS[network][-1].height
+        # Above a lower anchor the higher ones must be met, and above the highest the floor holds.
+        self._met = {a.height: a.hash for a in ANCHORS[network] if a.height > anchor.height}
+        self._top = ANCHORS[network][-1].height
         self._first = anchor.height if anchor.header else anchor.height + 1
         self._raw = bytearray(anchor.header)
         self._hashes: dict[Hash32, Height] = {anchor.hash: anchor.height}
@@ -266,11 +282,14 @@ class HeaderChain:
                 raise BadHeader("block headers do not hang together")
             bits, time = _bits(raw), _time(raw)
             target = target_of(bits)
-            if target > self._rules.limit or (self._is_top_anchor and target > self._rules.floor):
+            height = parent + 1 + n
+            if target > self._rules.limit or (height > self._top and target > self._rules.floor):
                 raise BadHeader("a block header shows less work than any real one")
             previous = hash256(raw)
             if int.from_bytes(previous, "little") > target:
                 raise BadHeader("a block header does not show the work that it claims")
+            if previous != self._met.get(height, previous):
+                raise BadHeader(f"a peer shows another block {height:,} than the one that is known")
             self._check_bits(parent, headers, n, bits)
             before = self._times(parent, headers, n)
             if before and time <= sorted(before)[len(before) // 2]:
@@ -289,18 +308,37 @@ class HeaderChain:
         if before is None:
             return  # right on an anchor whose header is not known
         if height % RETARGET:
-            if bits != _bits(before):
+            expected = self._after_lull(parent, headers, n) if self._rules.lulls else _bits(before)
+            if bits != expected:
                 raise BadHeader("a block header changes the target at the wrong block")
             return
-        old = target_of(_bits(before))
         oldest = self._header(parent, headers, height - RETARGET)
         if oldest is None:
+            old = target_of(_bits(before))
             if not old // 4 - 1 <= target_of(bits) <= min(self._rules.limit, old * 4):
                 raise BadHeader("a block header changes the target too much")
             return
-        took = max(_TIMESPAN // 4, min(_TIMESPAN * 4, _time(before) - _time(oldest)))
-        if bits != bits_of(min(self._rules.limit, old * took // _TIMESPAN)):
+        # BIP94: the last block's target says nothing if it came after a lull; the first one's is the period's.
+        old_bits = _bits(oldest) if self._rules.lulls else _bits(before)
+        if self._rules.lulls and _time(headers[n]) < _time(before) - _WARP:
+            raise BadHeader("a block header is too old to begin a period")
+        if bits != next_bits(old_bits, _time(oldest), _time(before), self._rules.limit):
             raise BadHeader("a block header has another target than the blocks before it demand")
+
+    def _after_lull(self, parent: Height, headers: Sequence[bytes], n: int) -> int:
+        """The target of a block within a period where lulls make it easy: else that of the last block without one."""
+        height = parent + n
+        before = self._header(parent, headers, height)
+        easiest = bits_of(self._rules.limit)
+        if before is None or _time(headers[n]) > _time(before) + _LULL:
+            return easiest
+        while height % RETARGET and _bits(before) == easiest:
+            height -= 1
+            earlier = self._header(parent, headers, height)
+            if earlier is None:
+                return _bits(headers[n])  # below an anchor: anything may have been
+            before = earlier
+        return _bits(before)
 
     def _header(self, parent: Height, headers: Sequence[bytes], height: Height) -> bytes | None:
         if height > parent:

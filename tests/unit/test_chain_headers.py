@@ -23,6 +23,7 @@ from escrow.chain.headers import (
     anchor_for,
     bits_of,
     hash256,
+    next_bits,
     target_of,
 )
 from protocol.types import Network
@@ -57,6 +58,12 @@ def regtest() -> HeaderChain:
 
 
 START = 1_600_000_000
+REAL = json.loads((Path(__file__).parents[1] / "vectors" / "bitcoin" / "real-blocks.json").read_text())["blocks"]
+"""Blocks of the public networks; the file names its source."""
+MAINNET_BLOCK_1 = (
+    "010000006fe28c0ab6f1b372c1a6a246ae63f74f931e8365e15a089c68d6190000000000982051fd1e4ba744bbbe680e1fee14677ba1a3c3540b"
+    "f7b1cdb606e857233e0e61bc6649ffff001d01e36299"
+)
 
 
 class TestAnchors:
@@ -244,3 +251,89 @@ class TestFilters:
         for broken in (b"", b"\xfd", b"\xfd\xff\xff", whole[: len(whole) // 2], b"\x05" + b"\xff" * 14):
             with pytest.raises(ProofFailed):
                 filter_matches(block, broken, [b"x"])
+
+
+class TestPublicNetworks:
+    """What real miners made must be taken, and nothing beside it."""
+
+    def chain(self, block: dict[str, str | int]) -> tuple[HeaderChain, bytes]:
+        network = Network[str(block["network"]).upper()]
+        anchor = Anchor(int(block["height"]) - 1, bytes.fromhex(str(block["previous"]))[::-1])
+        return HeaderChain(network, anchor), bytes.fromhex(str(block["header"]))
+
+    @pytest.mark.parametrize("block", REAL, ids=lambda b: str(b["network"]))
+    def test_a_real_header_is_taken(self, block: dict[str, str | int]) -> None:
+        chain, raw = self.chain(block)
+        assert chain.add([raw], NOW) == block["height"]
+        assert chain.tip_hash[::-1].hex() == block["hash"]
+
+    @pytest.mark.parametrize("block", REAL, ids=lambda b: str(b["network"]))
+    @pytest.mark.parametrize("at", [0, 4, 36, 68, 72, 76])
+    def test_one_changed_bit_in_any_field_and_it_is_not(self, block: dict[str, str | int], at: int) -> None:
+        chain, raw = self.chain(block)
+        changed = bytearray(raw)
+        changed[at] ^= 1
+        with pytest.raises(BadHeader):
+            chain.add([bytes(changed)], NOW)
+
+    def test_the_first_block_after_the_first_one_of_mainnet(self) -> None:
+        chain = HeaderChain(Network.MAINNET, ANCHORS[Network.MAINNET][0])
+        assert chain.add([bytes.fromhex(MAINNET_BLOCK_1)], NOW) == 1
+        assert chain.tip_hash[::-1].hex() == "00000000839a8e6886ab5951d76f411475428afc90947ee320161bbf18eb6048"
+
+    @pytest.mark.parametrize(
+        ("first", "last", "bits", "expected"),
+        [
+            (1_261_130_161, 1_262_152_739, 0x1D00FFFF, 0x1D00D86A),  # blocks 30,240 to 32,255: the first change ever
+            (1_231_006_505, 1_233_061_996, 0x1D00FFFF, 0x1D00FFFF),  # blocks 0 to 2,015: never easier than the limit
+            (1_279_008_237, 1_279_297_671, 0x1C05A3F4, 0x1C0168FD),  # blocks 66,528 to 68,543: at most to a quarter
+            (1_263_163_443, 1_269_211_443, 0x1C387F6F, 0x1D00E1FD),  # at most fourfold
+        ],
+    )
+    def test_targets_change_as_in_bitcoin_core(self, first: int, last: int, bits: int, expected: int) -> None:
+        """Source: Bitcoin Core, src/test/pow_tests.cpp (MIT licence)."""
+        assert next_bits(bits, first, last, RULES[Network.MAINNET].limit) == expected
+
+    def test_a_chain_from_a_lower_anchor_must_meet_the_higher_ones(self) -> None:
+        low, high = ANCHORS[Network.SIGNET]
+        chain = HeaderChain(Network.SIGNET, Anchor(high.height - 1, bytes(32)), Rules(target_of(EASY), 0, False))
+        with pytest.raises(BadHeader, match="160,000"):
+            chain.add([mined(bytes(32), START)], NOW)
+        assert low.height == 0
+
+    def test_above_the_highest_anchor_no_branch_gets_easy_even_if_it_began_lower(self) -> None:
+        top = ANCHORS[Network.MAINNET][-1].height
+        chain = HeaderChain(Network.MAINNET, Anchor(top, bytes(32)))
+        with pytest.raises(BadHeader, match="less work"):
+            chain.add([mined(bytes(32), START)], NOW)
+
+    def test_signet_is_harder_than_its_limit_only_by_its_rules(self) -> None:
+        chain, _ = self.chain(REAL[1])
+        with pytest.raises(BadHeader, match="less work"):
+            chain.add([mined(chain.anchor.hash, START)], NOW)
+
+
+class TestLulls:
+    """BIP94, with an easy limit so that blocks can be made: testnet4 has the same rules with a harder one."""
+
+    LIMIT = 0x207FFFFF
+    HARD = 0x1F7FFFFF
+    RULES = Rules(target_of(LIMIT), target_of(LIMIT), retargets=True, lulls=True)
+
+    def chain(self) -> tuple[HeaderChain, bytes]:
+        first = mined(bytes(32), START, bits=self.HARD)
+        return HeaderChain(Network.TESTNET, Anchor(0, hash256(first), first), self.RULES), hash256(first)
+
+    def test_after_twenty_minutes_a_block_may_be_easy_and_the_next_may_not(self) -> None:
+        chain, parent = self.chain()
+        late = mined(parent, START + 1_201, bits=self.LIMIT)
+        assert chain.add([late], NOW) == 1
+        with pytest.raises(BadHeader, match="wrong block"):
+            chain.add([mined(hash256(late), START + 1_300, bits=self.LIMIT)], NOW)
+        assert chain.add([mined(hash256(late), START + 1_300, bits=self.HARD)], NOW) == 2
+
+    def test_before_twenty_minutes_it_may_not_and_after_it_must(self) -> None:
+        chain, parent = self.chain()
+        for time, bits in ((START + 1_200, self.LIMIT), (START + 1_201, self.HARD)):
+            with pytest.raises(BadHeader, match="wrong block"):
+                chain.add([mined(parent, time, bits=bits)], NOW)
