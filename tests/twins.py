@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import cache
 from hashlib import new as new_hash
 from hashlib import sha256
 
@@ -41,6 +42,12 @@ from protocol.types import Network
 REPLACEABLE = 0xFFFFFFFD
 
 
+@cache
+def _facts(raw: bytes) -> tuple[bytes, tuple[OutPoint, ...]]:
+    """A transaction's id, and what it spends."""
+    return txid_of(raw), tuple(OutPoint(i.prevout.hash, i.prevout.n) for i in parse(raw).vin)
+
+
 class TwinChain:
     """A chain of transactions without proof of work."""
 
@@ -52,6 +59,8 @@ class TwinChain:
         self.outputs: dict[OutPoint, TxOut] = {}
         self.views: list[TwinBackend] = []
         self.broadcasts: list[bytes] = []
+        self._changes = 0
+        self._indexed: tuple[object, dict[bytes, int | None], dict[OutPoint, bytes]] | None = None
 
     @property
     def height(self) -> int:
@@ -67,10 +76,12 @@ class TwinChain:
 
     def spender(self, outpoint: OutPoint) -> tuple[bytes, int] | None:
         """(transaction, depth) that spends an output."""
-        for depth, raw in self.everything():
-            if any(OutPoint(i.prevout.hash, i.prevout.n) == outpoint for i in parse(raw).vin):
-                return raw, depth
-        return None
+        heights, spenders = self._index()
+        raw = spenders.get(outpoint)
+        if raw is None:
+            return None
+        height = heights[txid_of(raw)]
+        return raw, 0 if height is None else len(self.blocks) - height
 
     def everything(self) -> list[tuple[int, bytes]]:
         """(depth, transaction) of all that is known."""
@@ -78,7 +89,25 @@ class TwinChain:
         return found + [(len(self.blocks) - h, raw) for h, block in enumerate(self.blocks) for raw in block]
 
     def depth_of(self, txid: bytes) -> int | None:
-        return next((d for d, raw in self.everything() if txid_of(raw) == txid), None)
+        heights, _ = self._index()
+        if txid not in heights:
+            return None
+        height = heights[txid]
+        return 0 if height is None else len(self.blocks) - height
+
+    def _index(self) -> tuple[dict[bytes, int | None], dict[OutPoint, bytes]]:
+        """Height by txid (None: mempool), and the spender of each output; made anew when something has changed."""
+        key = (len(self.blocks), self._changes, tuple(self.mempool))
+        if self._indexed is None or self._indexed[0] != key:
+            heights: dict[bytes, int | None] = {}
+            spenders: dict[OutPoint, bytes] = {}
+            confirmed = [(h, raw) for h, block in enumerate(self.blocks) for raw in block]
+            for height, raw in [*confirmed, *((None, raw) for raw in self.mempool.values())]:
+                txid, spent = _facts(raw)
+                heights[txid] = height
+                spenders.update(dict.fromkeys(spent, raw))
+            self._indexed = (key, heights, spenders)
+        return self._indexed[1], self._indexed[2]
 
     def accept(self, raw: bytes) -> bytes:
         """Into the mempool. Raises Rejected."""
@@ -97,6 +126,7 @@ class TwinChain:
                 if not self._outbids(raw, rival[0]):
                     raise Rejected("insufficient fee, rejecting replacement")
                 self.mempool.pop(txid_of(rival[0]))
+            self._check_age(outpoint, i.nSequence)
             spent.append(self.outputs[outpoint])
         try:
             consensus_holds(raw, spent)
@@ -107,6 +137,12 @@ class TwinChain:
         self.broadcasts.append(raw)
         self.tell()
         return txid
+
+    def _check_age(self, outpoint: OutPoint, sequence: int) -> None:
+        """BIP68, for the next block. Raises Rejected."""
+        age = self.depth_of(outpoint.txid) or 0
+        if not sequence & 1 << 31 and age < sequence & 0xFFFF:
+            raise Rejected("non-BIP68-final")
 
     def _outbids(self, raw: bytes, rival: bytes) -> bool:
         return self._fee(raw) > self._fee(rival)
@@ -128,8 +164,14 @@ class TwinChain:
             self.mempool.clear()
             self.tell(tip=True)
 
+    def mine_empty(self, count: int) -> None:
+        """Time passes: many blocks at once, of which everybody hears together."""
+        self.blocks += [[] for _ in range(count)]
+        self.tell(tip=True)
+
     def reorganise(self, depth: int) -> None:
         """Undo blocks; their transactions go back to the mempool."""
+        self._changes += 1
         for _ in range(depth):
             for raw in self.blocks.pop():
                 self.mempool[txid_of(raw)] = raw
