@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -104,6 +106,69 @@ async def test_offer_that_was_taken_is_refused_and_no_coin_stays_reserved(cast: 
     assert code != 0
     assert "no longer open" in line or "taken" in line
     assert (await cast.buyer.api.balance()).reserved_sats <= before
+
+
+async def test_coins_of_an_open_trade_can_not_be_spent_by_hand(cast: Cast) -> None:
+    """Its counterparty relies on them; they come free when the trade ends."""
+    offer = await publish(cast)
+    await seen_by(cast, offer)
+    await cast.bitcoind.fund((await cast.buyer.api.address("t")).address, 4_000_000)
+    for _ in range(200):
+        if (await cast.buyer.api.balance()).spendable_sats >= 4_000_000:
+            break
+        await asyncio.sleep(0.05)
+    # The maker's node hangs, so the trade stays where it is.
+    os.kill(cast.seller.pid, signal.SIGSTOP)
+    try:
+        take = s.TakeRequest(amount_sats=200_000, method="sepa", details=method("x").details)
+        trade = (await cast.buyer.api.offer_take(offer, take)).id
+        await refuses_held_coins(cast, trade)
+        await cast.buyer.api.trade_cancel(trade)
+    finally:
+        os.kill(cast.seller.pid, signal.SIGCONT)
+    for _ in range(200):
+        if not (await cast.buyer.api.balance()).reserved_sats:
+            break
+        await asyncio.sleep(0.05)
+    else:
+        pytest.fail("the coins of a trade that ended are still held")
+
+
+async def refuses_held_coins(cast: Cast, trade: str) -> None:
+    held = [c for c in (await cast.buyer.api.utxos()).utxos if c.trade == trade]
+    coin, before = held[0], await cast.buyer.api.balance()
+    address = await cast.bitcoind.new_address()
+    send = ("wallet", "send", address, "0.001", "--yes", "--coin", f"{coin.txid}:{coin.vout}")
+    code, line = await ask(cast.buyer.data.path, *send)
+    assert code != 0
+    assert f"held by the open trade {trade[:16]}" in line
+    assert len(line.splitlines()) == 1
+    code, line = await ask(cast.buyer.data.path, "wallet", "consolidate", "--yes", "--coin", f"{coin.txid}:{coin.vout}")
+    assert code != 0
+    assert "held by the open trade" in line
+    assert await cast.buyer.api.balance() == before
+
+
+async def test_keys_of_another_network_are_not_used(cast: Cast, tmp_path: Path) -> None:
+    """One folder holds one node of one network; the words say no network, so the keystore does."""
+    folder = tmp_path / "node"
+    assert cli(folder, "init", "--network", "regtest", "--no-passphrase")[0] == 0
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    for words in (("run", "--network", "signet"), ("init", "--network", "signet", "--no-passphrase")):
+        code, line = await ask(folder, *words)
+        assert code != 0
+        assert len(line.splitlines()) == 1
+        assert "regtest" in line or "never overwritten" in line
+    xpub = (await cast.seller.api.descriptors()).external
+    config = folder / "config.toml"
+    main = xpub.replace("tpub", "xpub", 1)
+    config.write_text(config.read_text() + f'\n[wallet]\nwatch = "{main}"\n')
+    config.chmod(0o600)
+    code, line = await ask(folder, "run")
+    assert code != 0
+    assert len(line.splitlines()) == 1
+    assert "checksum" in line or "network" in line or "damaged" in line
+    assert all((folder / name).read_bytes() == data for name, data in files.items() if name != "config.toml")
 
 
 @pytest.mark.parametrize(
