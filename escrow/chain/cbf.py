@@ -30,7 +30,7 @@ from typing import Final
 import msgspec
 
 from escrow.chain import p2pwire as wire
-from escrow.chain.base import BackendUnreachable, BlockRef, BlocksPruned, ChainTx, NotRelayed, Rejected
+from escrow.chain.base import BackendUnreachable, BlockRef, ChainTx, NotRelayed, Rejected
 from escrow.chain.blocks import ParsedTx, all_txs, match_block, parse_tx
 from escrow.chain.driver import Backend
 from escrow.chain.fees import FeeGauge
@@ -173,12 +173,26 @@ class CbfView:
         """Ask all peers for headers."""
         await self.pool.fill(self._store.chain.height)
         async with self._learning:
-            # The first time one peer brings nearly all; then the others are asked whether they know better.
-            await asyncio.gather(*(self._learn(peer) for peer in self.pool.live[:1]))
-            await asyncio.gather(*(self._learn(peer) for peer in self.pool.live[1:]))
-            await self._store.save()
+            await self._learn_from_all(self._store)
         if not self.pool.live:
             raise BackendUnreachable("no Bitcoin peer is left that answers")
+
+    async def _learn_from_all(self, store: HeaderStore) -> None:
+        # The first time one peer brings nearly all; then the others are asked whether they know better.
+        await asyncio.gather(*(self._learn(peer, store) for peer in self.pool.live[:1]))
+        await asyncio.gather(*(self._learn(peer, store) for peer in self.pool.live[1:]))
+        await store.save()
+
+    async def _reach(self, height: Height) -> None:
+        """Know the chain from `height` on: a wallet may be older than the first header."""
+        async with self._learning:
+            if self._store.chain.first <= height:
+                return
+            lower = await self._store.reaching(height)
+            await self._learn_from_all(lower)
+            if lower.chain.height_of(self._store.chain.tip_hash) is None:
+                raise BackendUnreachable(f"no Bitcoin peer told all headers from block {lower.chain.first:,} on yet")
+            self._store = lower
 
     # -- the chain --------------------------------------------------------------------------------------------
 
@@ -210,12 +224,10 @@ class CbfView:
         return txs
 
     async def relevant(self, scripts: Collection[bytes], low: int, high: int) -> list[BlockRef]:
-        """Ask the filters. Raises BlocksPruned for blocks below the first that is known here."""
+        """Ask the filters; for blocks below the first header, fetch the missing headers before."""
+        if low < self._store.chain.first and high > 0:
+            await self._reach(low)
         first = self._store.chain.first
-        if low < first and high > 0 and first > 0:
-            raise BlocksPruned(
-                f"this light client knows the chain from block {first:,} on: set chain.start_height to {low} or less"
-            )
         found: list[BlockRef] = []
         if scripts:
             for at in range(max(low, first), high + 1, _CHUNK):
@@ -304,9 +316,9 @@ class CbfView:
 
     # -- headers ----------------------------------------------------------------------------------------------
 
-    async def _learn(self, peer: Peer) -> None:
+    async def _learn(self, peer: Peer, store: HeaderStore) -> None:
         """Follow the headers of one peer to its tip. It is let go if they are not sound."""
-        chain = self._store.chain
+        chain = store.chain
         branch: list[bytes] = []
         try:
             while True:
@@ -314,7 +326,7 @@ class CbfView:
                 headers = await peer.headers(locator)
                 full = len(headers) == wire.MAX_HEADERS
                 branch += headers
-                changed = self._store.add(branch)
+                changed = store.add(branch)
                 if changed is not None or not full:
                     branch = []
                 if not full:

@@ -31,7 +31,6 @@ from escrow.chain.base import (
     BackendError,
     BackendUnreachable,
     BlockRef,
-    BlocksPruned,
     ChainTx,
     FeeUnknown,
     ProofFailed,
@@ -147,8 +146,21 @@ class ElectrumView:
         """Follow the server's headers."""
         rpc = await self._connected()
         async with self._learning:
-            await self._learn(rpc)
+            await self._learn(rpc, self._store)
             await self._store.save()
+
+    async def _reach(self, height: Height) -> None:
+        """Know the chain from `height` on: a wallet may be older than the first header."""
+        rpc = await self._connected()
+        async with self._learning:
+            if self._store.chain.first <= height:
+                return
+            lower = await self._store.reaching(height)
+            await self._learn(rpc, lower)
+            await lower.save()
+            if lower.chain.height_of(self._store.chain.tip_hash) is None:
+                raise BackendUnreachable(f"the Electrum server {rpc.name} tells another chain than a moment ago")
+            self._store = lower
 
     # -- the chain --------------------------------------------------------------------------------------------
 
@@ -179,14 +191,12 @@ class ElectrumView:
         return [await self._transaction(txid) for txid in in_order]
 
     async def relevant(self, scripts: Collection[bytes], low: int, high: int) -> list[BlockRef]:
-        """Blocks in the scripts' histories. Raises BlocksPruned for blocks below the first that is known here."""
+        """Blocks in the scripts' histories; for blocks below the first header, fetch the missing headers before."""
         first = self._store.chain.first
         histories = await self._fresh(scripts)
         heights = sorted({h for x in histories for h in x.entries.values() if low <= h <= high and h > 0})
         if heights and heights[0] < first:
-            raise BlocksPruned(
-                f"the headers that are known begin at block {first:,}: set chain.start_height to {low} or less"
-            )
+            await self._reach(heights[0])
         return self._store.refs(heights)
 
     # -- what waits -------------------------------------------------------------------------------------------
@@ -342,9 +352,9 @@ class ElectrumView:
                 history.status, history.fresh = params[1], False
                 self._hint(ScriptHint(history.script_pubkey))
 
-    async def _learn(self, rpc: ElectrumRpc) -> None:
+    async def _learn(self, rpc: ElectrumRpc, store: HeaderStore) -> None:
         """Follow the server's headers to its tip; step back until they hang on ours."""
-        chain = self._store.chain
+        chain = store.chain
         step = 0
         while True:
             start = max(chain.anchor.height + 1, chain.height + 1 - _STEPS[step])
@@ -357,7 +367,7 @@ class ElectrumView:
                     return
                 continue
             try:
-                changed = self._store.add(headers)
+                changed = store.add(headers)
             except NotConnected:
                 if step == len(_STEPS) - 1 or start == chain.anchor.height + 1:
                     raise

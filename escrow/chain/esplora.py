@@ -31,7 +31,6 @@ from escrow.chain.base import (
     BackendError,
     BackendUnreachable,
     BlockRef,
-    BlocksPruned,
     ChainTx,
     FeeUnknown,
     ProofFailed,
@@ -151,9 +150,25 @@ class EsploraView:
             tip = _hash(await self._http.text("/blocks/tip/hash"), self._http.name)
             if tip != self._store.chain.tip_hash:
                 try:
-                    await self._learn(tip)
+                    height = _number(await self._http.text("/blocks/tip/height"), self._http.name)
+                    await self._learn(self._store, height)
+                    await self._settle_on(tip, height)
                 finally:
                     await self._store.save()
+
+    async def _reach(self, height: Height) -> None:
+        """Know the chain from `height` on: a wallet may be older than the first header."""
+        async with self._learning:
+            if self._store.chain.first <= height:
+                return
+            above = self._store.chain
+            lower = await self._store.reaching(height)
+            try:
+                await self._learn(lower, above.anchor.height)
+                await asyncio.to_thread(lower.take_over, above)
+            finally:
+                await lower.save()
+            self._store = lower
 
     # -- the chain --------------------------------------------------------------------------------------------
 
@@ -189,7 +204,7 @@ class EsploraView:
     async def relevant(self, scripts: Collection[bytes], low: int, high: int) -> list[BlockRef]:
         """Blocks in the scripts' histories, or all where that is cheaper.
 
-        Raises BlocksPruned for blocks below the first that is known here.
+        For blocks below the first header, fetch the missing headers before.
         """
         first = self._store.chain.first
         if low > high or not scripts:
@@ -199,9 +214,7 @@ class EsploraView:
         histories = await asyncio.gather(*(self._history(script) for script in scripts))
         heights = sorted({h for x in histories for h in x.entries.values() if low <= h <= high})
         if heights and heights[0] < first:
-            raise BlocksPruned(
-                f"the headers that are known begin at block {first:,}: set chain.start_height to {low} or less"
-            )
+            await self._reach(heights[0])
         return self._store.refs(heights)
 
     # -- what waits -------------------------------------------------------------------------------------------
@@ -294,10 +307,9 @@ class EsploraView:
 
     # -- headers ----------------------------------------------------------------------------------------------
 
-    async def _learn(self, tip: Hash32) -> None:
-        """Follow the server's headers up to the block that it names as its tip. Raises ProofFailed."""
-        chain = self._store.chain
-        height = _number(await self._http.text("/blocks/tip/height"), self._http.name)
+    async def _learn(self, store: HeaderStore, height: Height) -> None:
+        """Follow the server's headers up to a height. Raises BadHeader."""
+        chain = store.chain
         step = 0
         start = chain.height + 1
         while start <= height:
@@ -310,7 +322,7 @@ class EsploraView:
                 if h >= page
             ]
             try:
-                self._store.add(headers)
+                store.add(headers)
             except NotConnected:
                 step += 1
                 if step == len(_STEPS) or start <= chain.anchor.height + 1:
@@ -320,7 +332,11 @@ class EsploraView:
             start = tops[-1] + 1
             if start <= height:
                 _log.info("headers up to block %d of %d", chain.height, height)
-                await self._store.save()
+                await store.save()
+
+    async def _settle_on(self, tip: Hash32, height: Height) -> None:
+        """The block that the server names as its tip must be shown. Raises ProofFailed."""
+        chain = self._store.chain
         if chain.height_of(tip) is None and height > chain.height:
             raise ProofFailed(f"the Esplora server {self._http.name} names a newest block that it does not show")
         if chain.height_of(tip) is None and height >= max(1, chain.anchor.height + 1):

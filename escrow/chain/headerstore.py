@@ -33,10 +33,18 @@ class HeaderStore:
         """Choose the anchor for `from_height`; nothing is read yet."""
         anchor = anchor_for(network, from_height)
         self.chain = HeaderChain(network, anchor)
+        self._folder = folder
         self._clock = clock
         self._base = anchor.height + 1
         self._file = None if folder is None else folder / f"headers-{network.name.lower()}-{anchor.height}.dat"
         self._dirty: Height | None = None
+
+    async def reaching(self, height: Height) -> HeaderStore:
+        """Another store of the same chain that begins below `height`, with what an earlier run left of it."""
+        lower = HeaderStore(self.chain.network, self._folder, height, self._clock)
+        await lower.open()
+        _log.info("block %d is asked for: headers are fetched from block %d on", height, lower.chain.first)
+        return lower
 
     async def open(self) -> None:
         """Read what an earlier run left."""
@@ -56,6 +64,13 @@ class HeaderStore:
         if changed is not None:
             self._dirty = changed if self._dirty is None else min(self._dirty, changed)
         return changed
+
+    def take_over(self, above: HeaderChain) -> None:
+        """Take the headers of a chain that begins where this one ends. Raises BadHeader."""
+        before = self.chain.height
+        self.chain.load(above.export(above.first), self._clock())
+        if self.chain.height > before:
+            self._dirty = before + 1 if self._dirty is None else min(self._dirty, before + 1)
 
     async def save(self) -> None:
         """Write what changed. A full disk is told and costs a second download."""

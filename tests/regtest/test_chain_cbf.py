@@ -12,7 +12,6 @@ import pytest
 
 from escrow.chain.base import (
     BackendUnreachable,
-    BlocksPruned,
     Confirmed,
     Health,
     NotRelayed,
@@ -243,13 +242,6 @@ class TestTrouble:
                 # The locator begins with our tip unless the file was damaged.
                 assert (asked[5:37] == (await backend.tip()).hash) is not damage
             assert file.stat().st_size == 80 * height
-
-    async def test_blocks_before_the_first_that_is_known_are_refused_in_one_line(self, bitcoind: RegtestNode) -> None:
-        async with light_on(bitcoind) as backend:
-            backend.view._store.chain._first += 1  # as above an anchor
-            with pytest.raises(BlocksPruned, match=r"chain\.start_height"):
-                await backend.view.relevant({b"x"}, 0, 10)
-            backend.view._store.chain._first -= 1
 
     async def test_blocks_that_touch_nobody_are_not_read(self, bitcoind: RegtestNode, rng: random.Random) -> None:
         async with between(bitcoind.p2p_port) as way, light_on(way, relay=False) as backend:

@@ -313,6 +313,25 @@ class TestPublicNetworks:
             chain.add([mined(chain.anchor.hash, START)], NOW)
 
 
+class TestTimesAboveAnAnchor:
+    ANCHOR = Anchor(100, bytes(32))
+
+    def test_the_second_block_may_be_older_than_the_first_because_the_nine_before_are_not_known(self) -> None:
+        first = mined(bytes(32), START)
+        second = mined(hash256(first), START - 600)
+        chain = HeaderChain(Network.REGTEST, self.ANCHOR)
+        assert chain.add([first, second], NOW) == 101
+        assert chain.height == 102
+
+    def test_once_eleven_are_known_their_median_must_be_passed(self) -> None:
+        rows = row(bytes(32), START, 11)
+        chain = HeaderChain(Network.REGTEST, self.ANCHOR)
+        chain.add(rows, NOW)
+        with pytest.raises(BadHeader, match="older than those before"):
+            chain.add([mined(hash256(rows[-1]), START + 5 * 600)], NOW)
+        chain.add([mined(hash256(rows[-1]), START + 5 * 600 + 1)], NOW)
+
+
 class TestLulls:
     """BIP94, with an easy limit so that blocks can be made: testnet4 has the same rules with a harder one."""
 
