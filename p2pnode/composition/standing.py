@@ -105,7 +105,11 @@ class Standing:
     def records(self, now: int) -> Iterator[tuple[bytes, Envelope, RecordMeta]]:
         """What the publisher keeps in the DHT for reputation."""
         for part in (self.receipts, self._exposures, self._rulings, self._bonds):
-            yield from part.records(now)
+            try:
+                yield from part.records(now)
+            except Exception:
+                # One record's trouble must not keep offers from being published.
+                log.exception("a record can't be published")
 
     async def start(self, parts: AsyncExitStack) -> None:
         """Go on where an earlier run stopped. What is started is closed with `parts`."""

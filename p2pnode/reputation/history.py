@@ -118,6 +118,8 @@ class Histories:
         self._rng = rng
         self._lookups = Lookups()
         self._limit = asyncio.Semaphore(AT_ONCE)
+        # A stranger's take may cause a look-up: however many come, the node does only so much for them.
+        self._looking = asyncio.Semaphore(AT_ONCE)
 
     @property
     def height(self) -> int:
@@ -137,6 +139,10 @@ class Histories:
         await self._lookups.close()
 
     async def _ask(self, persona: bytes) -> bool:
+        async with self._looking:
+            return await self._read(persona)
+
+    async def _read(self, persona: bytes) -> bool:
         found = await self._dht.find_records(reputation_topic(self._network, persona), paths=LOOKUP_PATHS)
         envelopes = [record.envelope for record in found.records]
         for envelope in envelopes:

@@ -120,6 +120,11 @@ class TestimonyStore:
                    (SELECT kind, author, slot FROM testimony ORDER BY expires DESC LIMIT -1 OFFSET ?)""",
             (CAPACITY,),
         )
+        # Bonds stand in announcements as well, which are not kept here; of those there are few.
+        self._db.execute(
+            """DELETE FROM anchors WHERE substr(claim, 1, 1) != x'42' AND NOT EXISTS
+                   (SELECT 1 FROM testimony t WHERE t.outpoint = anchors.outpoint AND t.claim = anchors.claim)"""
+        )
 
     # --- what the chain says ------------------------------------------------------------------------------------
 
