@@ -157,7 +157,10 @@ def consolidation(args: argparse.Namespace) -> s.ConsolidateRequest:
 
 def bump(args: argparse.Namespace) -> s.BumpRequest:
     """What `wallet bump` asks for. Raises BadInput."""
-    return _make(s.BumpRequest, txid=args.txid.strip().lower(), fee_rate_sats_per_kvb=args.fee_rate)
+    txid = args.txid.strip().lower()
+    if not re.fullmatch(r"[0-9a-f]{64}", txid):
+        raise BadInput(f"“{args.txid[:80]}” is not a txid: it has 64 hex digits")
+    return _make(s.BumpRequest, txid=txid, fee_rate_sats_per_kvb=args.fee_rate)
 
 
 def label(args: argparse.Namespace) -> s.LabelRecord:

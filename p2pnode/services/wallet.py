@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Sequence
 from typing import Protocol, TypeVar
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from escrow.address import address_of, is_segwit
 from escrow.chain.base import ChainBackend, FeeUnknown, NotSynced, Rejected
@@ -71,6 +71,10 @@ class Escrows(Protocol):
         """A signed funding or payout of ours that waits, if we have all of its signatures."""
         ...
 
+    def names(self) -> dict[bytes, str]:
+        """What the transactions of our trades are, by txid."""
+        ...
+
 
 class TradeEscrows:
     """`Escrows` over the node's store."""
@@ -104,6 +108,17 @@ class TradeEscrows:
     def whole(self, txid: bytes) -> bytes | None:
         """By what both have signed."""
         return waiting((stored.state for stored in self._trades.all(open_only=True)), txid)
+
+    def names(self) -> dict[bytes, str]:
+        """Fundings and payouts of all trades, the ended ones too."""
+        found: dict[bytes, str] = {}
+        for stored in self._trades.all():
+            state, trade = stored.state, stored.state.trade_id.hex()[:16]
+            if state.facts is not None:
+                found[state.facts.funding_txid] = f"funding of trade {trade}"
+            if state.payout.txid is not None:
+                found[state.payout.txid] = f"payout of trade {trade}"
+        return found
 
 
 def _put_in(state: TradeState) -> int:
@@ -162,6 +177,7 @@ class CoinService:
         """The newest `limit` transactions."""
         entries = await self._wallet.history(limit)
         texts = await self._texts()
+        names = self._escrows.names() if self._escrows is not None else {}
         return HistoryView(
             entries=tuple(
                 HistoryEntryView(
@@ -170,7 +186,7 @@ class CoinService:
                     fee_sats=e.fee,
                     height=e.height,
                     time=e.time,
-                    label=texts.get(("tx", txid_text(e.txid)), ""),
+                    label=texts.get(("tx", txid_text(e.txid))) or names.get(e.txid, ""),
                 )
                 for e in entries
             )
@@ -204,11 +220,20 @@ class CoinService:
             known = await self._chain.mempool_fee(txid)
         parent = self._escrows.whole(txid) if self._escrows is not None else None
         bumped: Bumped = await _once(self._wallet.bump(txid, rate, parent_fee=known, parent=parent))
+        if bumped.replacement:
+            await self._carry_label(txid, bumped.sent.txid)
         return BumpView(
             txid=txid_text(bumped.sent.txid),
             fee_sats=bumped.sent.fee,
             how="replaced" if bumped.replacement else "child",
         )
+
+    async def _carry_label(self, replaced: bytes, txid: bytes) -> None:
+        """What a payment was called, its replacement is called too."""
+        labels = await self._wallet.labels()
+        old = next((x for x in labels if (x.kind, x.ref) == ("tx", txid_text(replaced))), None)
+        if old is not None:
+            await self._wallet.set_labels([structs.replace(old, ref=txid_text(txid))])
 
     async def freeze(self, request: FreezeRequest) -> UtxoList:
         """Set coins aside, or give them back; all coins are the answer. Raises CoinUnfit, BadLabels."""

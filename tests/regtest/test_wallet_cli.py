@@ -143,6 +143,7 @@ async def test_bad_requests_are_refused_in_one_line_and_cost_nothing(user: User)
         (("wallet", "send", STRANGER, "0.001", "--coin", "ab" * 32 + ":7"), "not an unspent coin of this wallet"),
         (("wallet", "send", STRANGER, "5"), "not enough coins"),
         (("wallet", "bump", "cd" * 32, "--fee-rate", "9"), "no transaction of this wallet"),
+        (("wallet", "bump", "nonsense"), "is not a txid: it has 64 hex digits"),
         (("wallet", "consolidate", "--below", "0.0001"), "not two coins"),
         (("wallet", "freeze", "ab" * 32 + ":7"), "not a coin of this wallet"),
     ]:
@@ -155,8 +156,11 @@ async def test_chosen_coins_pay_and_a_stuck_payment_is_helped_on(user: User) -> 
     coins = await coins_of(user)
     sent = await user.gets("wallet", "send", STRANGER, "0.0025", "--coin", coins[300_000], "--fee-rate", "1")
     assert "name" in await user.is_told("wallet", "bump", sent["txid"], "--fee-rate", "1.5")
+    await user.does("wallet", "label", sent["txid"], "rent")
     bumped = await user.gets("wallet", "bump", sent["txid"], "--fee-rate", "15")
     assert bumped["how"] == "replaced"
+    newest = (await user.gets("wallet", "history"))["entries"][0]
+    assert (newest["txid"], newest["label"]) == (bumped["txid"], "rent")
     assert await user.chain.rpc("getrawmempool") == [bumped["txid"]]
     raw = bytes.fromhex(await user.chain.rpc("getrawtransaction", bumped["txid"]))
     paid = [find_output(raw, n)[1] for n in range(2)]

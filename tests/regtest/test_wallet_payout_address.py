@@ -107,3 +107,5 @@ async def test_both_sides_are_paid_where_they_said_and_their_wallets_get_nothing
     deposit = Decimal(AMOUNT * 15 // 100) / 100_000_000
     assert got == [0, deposit, Decimal(AMOUNT) / 100_000_000 + deposit]
     assert [(await t.api.balance()).confirmed_sats for t in cast.traders] == before
+    listed = (await asked(cast.buyer, "wallet", "history"))["entries"]
+    assert f"funding of trade {trade[:16]}" in [entry["label"] for entry in listed]
