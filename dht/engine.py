@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from statistics import median_high
 from typing import Final
 
@@ -211,7 +212,7 @@ class Engine:
         skip = self.is_late if self.rpc.late else None
         known = self.table.closest(number, count, skip, named=True)
         wanted = max(ANCHORS * paths, alpha)
-        anchors = [c for c in known if self.table.holds(c)][:wanted]
+        anchors = list(islice((c for c in known if self.table.holds(c)), wanted))
         if len(anchors) < wanted:
             anchors = self.table.closest(number, wanted, skip)
         return Lookup(

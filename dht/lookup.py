@@ -142,11 +142,11 @@ class Lookup:
             return
         if self._avoid is not None and self._avoid(contact):
             return
-        if not self._exempt(contact):
-            count = self._groups.get(contact.group, 0)
-            if count >= GROUP_LIMIT:
-                return
-            self._groups[contact.group] = count + 1
+        group = contact.group
+        count = self._groups.get(group, 0)
+        if count >= GROUP_LIMIT and not self._exempt(contact):
+            return
+        self._groups[group] = count + 1
         candidate = Candidate(contact.long_id ^ self.target, contact, path)
         self._by_id[node_id] = candidate
         order = self._order
