@@ -6,7 +6,7 @@ import asyncio
 import random
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
@@ -24,6 +24,13 @@ from tests.network.dht_net import NOTE, Net, note
 ALICE = SigningKey(b"a" * 32)
 MALLORY = SigningKey(b"m" * 32)
 TOPIC = b"t" * 20
+
+
+@pytest.fixture(autouse=True)
+def nothing_raised(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """What is raised in a callback of the loop is only logged, and so would go unseen."""
+    yield
+    assert [r.getMessage() for r in caplog.get_records("call") if r.levelname == "ERROR"] == []
 
 
 @pytest.fixture
@@ -266,6 +273,7 @@ async def test_a_flood_of_garbage_from_one_address_leaves_the_others_served(net:
         found = await net.nodes[round_ % 14].get(TOPIC)
         assert [e.raw for e in found] == [record.raw]
     flood.close()
+    assert all(node.stats().bad for node in net.nodes)
 
 
 async def test_a_node_that_lies_about_the_closest_can_not_hide_a_record(net: Net) -> None:

@@ -35,7 +35,7 @@ from protocol.identity import SigningKey
 from protocol.types import Network
 from protocol.wire import Envelope, Kind, pack
 from protocol.work import find_work
-from tests.malice.test_dht_attacks import Ear, contact_of, store
+from tests.malice.test_dht_attacks import Ear, contact_of, nothing_raised, store
 from tests.network.dht_net import NOTE, Net, note, read_note
 from tests.network.test_dht_market import KEY, MarketNet, bid
 
@@ -50,6 +50,9 @@ async def net() -> AsyncIterator[Net]:
     await built.grow(14, count_local=True)
     yield built
     await built.close()
+
+
+__all__ = ["nothing_raised"]  # a fixture for every test here, too
 
 
 def world(nodes: int = 40) -> World:
@@ -371,7 +374,7 @@ class TestTime:
         print(lab.reads.success, lab.reads.quantile(0.5), lab.reads.quantile(0.95))
         assert lab.reads.success == 1
         assert lab.reads.quantile(0.5) < 0.3
-        assert lab.reads.quantile(0.95) < 2.0
+        assert lab.reads.quantile(0.95) < 0.6
 
     @pytest.mark.parametrize("skew", [-7_200.0, 7_200.0, 400 * 86_400.0])
     def test_a_wrong_clock_of_our_own_harms_nobody_else(self, skew: float) -> None:
