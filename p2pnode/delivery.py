@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Final, Protocol
 
@@ -26,6 +26,8 @@ DELIVER_SERVICE: Final = 1
 FIRST_PAUSE: Final = 0.25
 LONGEST_PAUSE: Final = 60.0
 ATTEMPT_SECONDS: Final = 20.0
+HINT_SECONDS: Final = 5.0
+"""How long the way that an offer hints at is tried before the DHT's word is waited for."""
 STUCK_SECONDS: Final = 30.0
 """After so long without reaching a peer, it counts as away."""
 
@@ -63,6 +65,10 @@ class Post(Protocol):
         ...
 
 
+Hints = Callable[[OutgoingMessage], Sequence[NodeContact]]
+"""The recipient's node and relays that may bring us there, as an offer has them; none when it says nothing."""
+
+
 class Refusal(Struct, frozen=True):
     """What a peer's node said when it refused one of our messages."""
 
@@ -83,16 +89,22 @@ class Delivery:
         *,
         on_refusal: Callable[[Refusal], None],
         on_delivered: Callable[[OutgoingMessage], None] = lambda _message: None,
+        hints: Hints = lambda _message: (),
         stuck_after: float = STUCK_SECONDS,
     ) -> None:
-        """`on_refusal` is called before the refused message leaves the outbox, in the same commit."""
+        """`on_refusal` is called before the refused message leaves the outbox, in the same commit.
+
+        `hints`: where to try a recipient of whom no contact record is known yet.
+        """
         self._trades = trades
         self._contacts = contacts
         self._post = post
         self._clock = clock
         self._on_refusal = on_refusal
         self._on_delivered = on_delivered
+        self._hints = hints
         self._stuck_after = stuck_after
+        self._lookups: set[asyncio.Task[object]] = set()
         self._failing_since: dict[bytes, float] = {}
         """By recipient: when the first of the attempts was made that have failed ever since."""
         self._stuck_listeners: list[Callable[[], None]] = []
@@ -153,9 +165,10 @@ class Delivery:
     async def close(self) -> None:
         """Stop; what was not acknowledged stays in the outbox."""
         self._closing = True
-        for worker in self._workers.values():
-            worker.cancel()
-        await asyncio.gather(*self._workers.values(), return_exceptions=True)
+        tasks = [*self._workers.values(), *self._lookups]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _drain(self, recipient: bytes) -> None:
         pause = FIRST_PAUSE
@@ -174,13 +187,15 @@ class Delivery:
 
     async def _deliver(self, message: OutgoingMessage, *, fresh: bool) -> None:
         """One message. `fresh`: the known contact failed before, so ask the DHT for a newer one first."""
-        contact = self._contacts.known(message.recipient)
+        contact, seconds = self._contacts.known(message.recipient), ATTEMPT_SECONDS
+        if contact is None and not fresh and (contact := self._hinted(message)) is not None:
+            seconds = HINT_SECONDS
         if fresh or contact is None:
             contact = await self._contacts.refresh(message.recipient, self._clock.now())
         if contact is None:
             raise Undelivered("no contact record of the peer was found yet")
         try:
-            await self._post.deliver(contact, message.raw, ATTEMPT_SECONDS)
+            await self._post.deliver(contact, message.raw, seconds)
         except Refused as e:
             if e.peer_code == UNKNOWN_TRADE:
                 self.on_unknown(message.trade_id)
@@ -191,6 +206,22 @@ class Delivery:
             self.refuse(message, e.peer_code, e.detail)
         else:
             self.acknowledge(message)
+
+    def _hinted(self, message: OutgoingMessage) -> ContactRecord | None:
+        """Where the offer says that its maker is; meanwhile the DHT is asked, for the messages to come."""
+        hints = self._hints(message)
+        if not hints:
+            return None
+        lookup: asyncio.Task[object] = asyncio.create_task(self._learn(message.recipient), name="contact of a maker")
+        self._lookups.add(lookup)
+        lookup.add_done_callback(self._lookups.discard)
+        return ContactRecord(message.recipient, 0, hints[0], tuple(hints[1:]), 0, 0)
+
+    async def _learn(self, recipient: bytes) -> None:
+        try:
+            await self._contacts.refresh(recipient, self._clock.now())
+        except P2PError as e:
+            log.debug("no contact record yet: %s", e.detail)
 
     def _failed(self, recipient: bytes) -> None:
         self._failing_since.setdefault(recipient, asyncio.get_running_loop().time())

@@ -121,9 +121,17 @@ class OwnContact:
         return bool(self._addresses() or self._relays())
 
     def hint(self) -> tuple[NodeContact, ...]:
-        """The contact that an offer carries; empty when nobody could reach us by it."""
+        """The contact that an offer carries, with a relay where nobody dials us; empty when neither leads here.
+
+        It need not stay true as long as the offer lives: whom it does not lead to us asks the DHT for our record.
+        """
         addresses = tuple(self._addresses())[:MAX_HINTS]
-        return (NodeContact(self._node, addresses),) if addresses else ()
+        if addresses:
+            return (NodeContact(self._node, addresses),)
+        relay = next(iter(self._relays()), None)
+        if relay is None:
+            return ()
+        return NodeContact(self._node, ()), NodeContact(relay.node, relay.addresses[:MAX_HINTS])
 
 
 class _Urgency(IntEnum):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -46,7 +47,8 @@ from p2pnode.services.views import TradeViews
 from p2pnode.services.wallet import CoinService, TradeEscrows
 from p2pnode.signing import PSBT_FOLDER, PsbtFolder, PsbtSigner
 from p2pnode.taking import Taking
-from p2pnode.tradestore import TradeStore
+from p2pnode.tradestore import OutgoingMessage, TradeStore
+from protocol.contact import NodeContact
 from protocol.contract import Contract
 from protocol.types import Network
 
@@ -99,7 +101,9 @@ class Trading:
         self.rebroadcaster = Rebroadcaster(engine, g.wallet, g.backend)
         self.watch.on_tip(self.rebroadcaster.new_tip)
         post = ChannelPost(g.channels)
-        self.delivery = Delivery(g.trades, g.contacts, post, clock, on_refusal=self._refused)
+        self.delivery = Delivery(
+            g.trades, g.contacts, post, clock, on_refusal=self._refused, hints=partial(_hints, g.trades)
+        )
         engine.subscribe(lambda state: self.delivery.kick_all(correspondents(state)))
         self.reconciler = Reconciler(
             engine,
@@ -255,3 +259,11 @@ async def _release_orphans(wallet: Wallet, trades: TradeStore) -> None:
     for reservation in await wallet.reservations():
         if trades.get(reservation.holder) is None:
             await wallet.release(reservation.holder)
+
+
+def _hints(trades: TradeStore, message: OutgoingMessage) -> Sequence[NodeContact]:
+    """Where the offer of a trade says that its maker is; nothing for other recipients."""
+    stored = trades.get(message.trade_id)
+    if stored is None or stored.state.made or stored.state.offer.maker != message.recipient:
+        return ()
+    return stored.state.offer.contacts

@@ -153,6 +153,32 @@ class Lab:
         self._uplink(host, network, delay_ms, loss)
         return host
 
+    def also_ipv6(self, host: str, network: str) -> None:
+        """Give a host an IPv6 line too: `network` is its /64 without the last colon, it is :2 and the core :1."""
+        self._links += 1
+        core = f"six{self._links}"
+        run("ip", "link", "add", "wan6", "netns", host, "type", "veth", "peer", "name", core, "netns", self.core)
+        # No duplicate detection: an address that is still being looked into can't be listened on.
+        for namespace, interface, end in ((host, "wan6", "2"), (self.core, core, "1")):
+            self.ip(namespace, "address", "add", f"{network}:{end}/64", "dev", interface, "nodad")
+            self.ip(namespace, "link", "set", interface, "up")
+        self.ip(host, "route", "add", "default", "via", f"{network}:1", "dev", "wan6")
+
+    def host6(self, name: str, network: str) -> str:
+        """A public host with IPv6 only."""
+        host = self.namespace(name)
+        self.also_ipv6(host, network)
+        return host
+
+    def without_udp(self, namespace: str) -> None:
+        """A firewall that lets no datagram in or out."""
+        rules = """
+            table inet firewall {
+                chain out { type filter hook output priority filter; oifname != "lo" meta l4proto udp drop; }
+                chain into { type filter hook input priority filter; iifname != "lo" meta l4proto udp drop; }
+            }"""
+        nft(namespace, rules)
+
     def home(self, name: str, network: str, *, delay_ms: float = 0, loss: float = 0) -> tuple[str, str]:
         """A home behind a NAT whose public address is .2 of `network`; both namespaces."""
         nat, home = self.namespace(f"nat-{name}"), self.namespace(f"home-{name}")
@@ -210,7 +236,8 @@ class Lab:
         nft(namespace, rules)
 
     def _forward(self, namespace: str) -> None:
-        run("ip", "netns", "exec", namespace, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
+        for switch in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+            run("ip", "netns", "exec", namespace, "sh", "-c", f"echo 1 > /proc/sys/net/{switch}")
 
     def _uplink(self, namespace: str, network: str, delay_ms: float, loss: float) -> str:
         """Connect to the core: by a cable, or by a wire that is long or bad. Returns the interface's name."""

@@ -48,7 +48,8 @@ class NamespacedCast(Cast):
             known.append(daemon.seed)
 
     async def start_others(self) -> None:
-        known = tuple(daemon.seed for daemon in self.seeds)
+        # A bootstrap node may be had by IPv4 and by IPv6; which of them a trader can use is its own to find out.
+        known = tuple(f"{daemon.info.node}@{where}" for daemon in self.seeds for where in daemon.info.listen)
         await together(*(self._start(daemon, known) for daemon in (*self.arbiters, *self.traders)))
 
     def _config(self, daemon: Daemon, seeds: Sequence[str]) -> str:

@@ -5,45 +5,37 @@ The first scenario is part of `make test`; the others run with `make netns` (mar
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from p2pnode.demo import play as play_module
 from p2pnode.demo.cast import Daemon
-from p2pnode.demo.play import Played, Script
-from p2pnode.demo.steps import Steps
-from tests.netns.lab import HOME, Lab, obstacle
-from tests.netns.players import NamespacedCast, PlayWith
+from tests.netns.lab import HOME, Lab
+from tests.netns.players import PlayWith
+from tests.netns.stage import Stage, clean_lab, completed, skip_where_impossible
 
 ANYWHERE = "0.0.0.0"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _possible() -> None:
-    why = obstacle()
-    if why is not None:
-        pytest.skip(f"network namespaces: {why}")
+    skip_where_impossible()
 
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    made = Lab()
-    with made:
+    with clean_lab() as made:
         yield made
-    assert made.leftovers() == []
 
 
-class Stage:
-    """One cast in one lab."""
+class Homes(Stage):
+    """Both traders at home, each behind a router of its own."""
 
     def __init__(
         self, lab: Lab, folder: Path, binary: Path, *, seeds: int = 1, delay_ms: float = 0, loss: float = 0
     ) -> None:
-        self.lab = lab
         self.nats: dict[str, str] = {}
         homes = {}
         for number, trader in enumerate(("seller", "buyer"), 1):
@@ -57,44 +49,15 @@ class Stage:
         arbiters = lab.host("arbiters", "192.0.2")
         places |= dict.fromkeys(("arbiter", "backup-arbiter"), (arbiters, "192.0.2.2"))
         self.homes = homes
-        self.cast = NamespacedCast(folder, binary, lab, places, seeds)
-        self.shown = io.StringIO()
-        self.steps = Steps(Console(file=self.shown, width=120))
-
-    async def perform(self, play: type[PlayWith] = PlayWith) -> Played:
-        performing = play(self.cast, Script(), self.steps)
-        performing.stage = self  # type: ignore[attr-defined]
-        try:
-            return await performing.perform()
-        finally:
-            print(self.shown.getvalue())
-
-    async def relay_between(self) -> str:
-        """The node that carries the traders' session, as its text id; they must have no other session."""
-        seller, buyer = self.cast.traders
-        sessions = [p for p in (await seller.api.peers()).peers if p.via == "channel" and p.node == buyer.info.node]
-        if not sessions:
-            sessions = [p for p in (await buyer.api.peers()).peers if p.via == "channel" and p.node == seller.info.node]
-        assert sessions
-        assert all(p.address.startswith("relay ") for p in sessions), sessions
-        return sessions[0].address.removeprefix("relay ")
-
-    async def seeds_tables(self) -> set[str]:
-        """The nodes in the bootstrap nodes' routing tables."""
-        return {str(p.node) for seed in self.cast.seeds for p in (await seed.api.peers()).peers if p.via == "dht"}
-
-
-def _completed(played: Played) -> None:
-    assert (played.seller.phase, played.buyer.phase) == ("completed", "completed")
-    assert played.before["buyer"].spendable_sats < played.after["buyer"].spendable_sats
+        super().__init__(lab, folder, binary, places, seeds=seeds)
 
 
 async def test_two_traders_behind_nats_trade_through_one_public_node(
     lab: Lab, short_path: Path, bitcoind_binary: Path
 ) -> None:
-    stage = Stage(lab, short_path, bitcoind_binary)
+    stage = Homes(lab, short_path, bitcoind_binary)
     try:
-        _completed(await stage.perform())
+        completed(await stage.perform())
         await stage.relay_between()
         # Nobody can dial a trader, so nobody may be sent to one.
         traders = {trader.info.node for trader in stage.cast.traders}
@@ -111,9 +74,9 @@ async def test_trade_completes_with_loss_and_a_long_way(
 ) -> None:
     """10% of packets lost in each direction, and 200 ms of round trip, on the line of each home."""
     monkeypatch.setattr(play_module, "WAIT_SECONDS", 120.0)
-    stage = Stage(lab, short_path, bitcoind_binary, delay_ms=100, loss=10)
+    stage = Homes(lab, short_path, bitcoind_binary, delay_ms=100, loss=10)
     try:
-        _completed(await stage.perform())
+        completed(await stage.perform())
         await stage.relay_between()
     finally:
         await stage.cast.close()
@@ -123,7 +86,7 @@ class KillTheRelay(PlayWith):
     """The public node that carries the trade dies."""
 
     async def meanwhile(self) -> None:
-        stage: Stage = self.stage  # type: ignore[attr-defined]
+        stage: Homes = self.stage  # type: ignore[attr-defined]
         self.used = await stage.relay_between()
         (dead,) = [seed for seed in stage.cast.seeds if seed.info.node.startswith(self.used)]
         stage.killed = dead  # type: ignore[attr-defined]
@@ -135,11 +98,11 @@ class KillTheRelay(PlayWith):
 async def test_another_relay_takes_over_when_the_one_in_use_dies(
     lab: Lab, short_path: Path, bitcoind_binary: Path
 ) -> None:
-    stage = Stage(lab, short_path, bitcoind_binary, seeds=2)
+    stage = Homes(lab, short_path, bitcoind_binary, seeds=2)
     for arbiter in stage.cast.arbiters:
         stage.cast.settings[arbiter.name] = ["relay = false"]
     try:
-        _completed(await stage.perform(KillTheRelay))
+        completed(await stage.perform(KillTheRelay))
         killed: Daemon = stage.killed  # type: ignore[attr-defined]
         survivor = next(seed for seed in stage.cast.seeds if seed is not killed)
         assert survivor.info.node.startswith(await stage.relay_between())
@@ -151,7 +114,7 @@ class CutTheRelay(KillTheRelay):
     """The public node that carries the trade falls off the network: no packet tells anybody."""
 
     async def meanwhile(self) -> None:
-        stage: Stage = self.stage  # type: ignore[attr-defined]
+        stage: Homes = self.stage  # type: ignore[attr-defined]
         used = await stage.relay_between()
         (cut,) = [seed for seed in stage.cast.seeds if seed.info.node.startswith(used)]
         stage.killed = cut  # type: ignore[attr-defined]
@@ -164,11 +127,11 @@ async def test_another_relay_takes_over_when_the_one_in_use_falls_silent(
     lab: Lab, short_path: Path, bitcoind_binary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(play_module, "WAIT_SECONDS", 120.0)
-    stage = Stage(lab, short_path, bitcoind_binary, seeds=2)
+    stage = Homes(lab, short_path, bitcoind_binary, seeds=2)
     for arbiter in stage.cast.arbiters:
         stage.cast.settings[arbiter.name] = ["relay = false"]
     try:
-        _completed(await stage.perform(CutTheRelay))
+        completed(await stage.perform(CutTheRelay))
     finally:
         await stage.cast.close()
 
@@ -177,7 +140,7 @@ class MoveTheSeller(PlayWith):
     """The seller's machine gets another address."""
 
     async def meanwhile(self) -> None:
-        stage: Stage = self.stage  # type: ignore[attr-defined]
+        stage: Homes = self.stage  # type: ignore[attr-defined]
         home = stage.homes["seller"]
         with stage.steps.step("the seller's machine changes its address"):
             stage.lab.ip(home, "address", "del", f"{HOME}/24", "dev", "eth0")
@@ -190,9 +153,9 @@ async def test_node_that_changes_its_address_stays_who_it_is_and_goes_on(
     lab: Lab, short_path: Path, bitcoind_binary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(play_module, "WAIT_SECONDS", 60.0)
-    stage = Stage(lab, short_path, bitcoind_binary)
+    stage = Homes(lab, short_path, bitcoind_binary)
     try:
-        _completed(await stage.perform(MoveTheSeller))
+        completed(await stage.perform(MoveTheSeller))
         info = await stage.cast.seller.api.info()
         before = stage.cast.seller.info
         assert (info.node, info.persona) == (before.node, before.persona)
