@@ -1,4 +1,4 @@
-"""Makes `reputation.json`: records of SPEC section 14, valid and not. Run: `python -m tests.vectors.make_reputation`."""
+"""Makes `reputation.json`: records of SPEC section 14, valid and not: `python -m tests.vectors.make_reputation`."""
 
 from __future__ import annotations
 
