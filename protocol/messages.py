@@ -24,7 +24,7 @@ MAX_RETURNED: Final = 256
 """Messages that are returned at once."""
 
 RawTransaction = Annotated[bytes, Meta(min_length=60, max_length=60_000)]
-WitnessItem = Annotated[bytes, Meta(max_length=80)]
+WitnessItem = Annotated[bytes, Meta(max_length=72)]
 WitnessStack = Annotated[tuple[WitnessItem, ...], Meta(max_length=4)]
 RawReturned = Annotated[bytes, Meta(min_length=100, max_length=MAX_ENVELOPE)]
 RawEnvelope = Annotated[bytes, Meta(min_length=100, max_length=1_024)]

@@ -116,8 +116,8 @@ NodeKey = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Signature64 = Annotated[bytes, Meta(min_length=64, max_length=64)]
 """An Ed25519 signature (RFC 8032)."""
 
-EcdsaDer = Annotated[bytes, Meta(min_length=8, max_length=72)]
-"""A DER-encoded secp256k1 ECDSA signature without the sighash byte."""
+EcdsaDer = Annotated[bytes, Meta(min_length=8, max_length=71)]
+"""A DER-encoded secp256k1 ECDSA signature without the sighash byte; with a low S it has at most 71 bytes."""
 
 PubKey33 = Annotated[bytes, Meta(min_length=33, max_length=33)]
 """A compressed secp256k1 public key."""
@@ -125,8 +125,8 @@ PubKey33 = Annotated[bytes, Meta(min_length=33, max_length=33)]
 Txid = Annotated[bytes, Meta(min_length=32, max_length=32)]
 """A transaction id in internal byte order (reversed against what explorers show)."""
 
-ScriptPubKey = Annotated[bytes, Meta(min_length=22, max_length=42)]
-"""A native segwit output script: version, then a program of 20 to 40 bytes."""
+ScriptPubKey = Annotated[bytes, Meta(min_length=22, max_length=34)]
+"""A native segwit output script: P2WPKH has 22 bytes, P2WSH and P2TR 34. There are no others in a contract."""
 
 CurrencyCode = Annotated[str, Meta(pattern=r"\A[A-Z]{3,5}\Z")]
 """An ISO 4217 code, or the ticker of another currency, in capitals."""
