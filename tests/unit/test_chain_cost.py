@@ -10,4 +10,7 @@ def test_ten_thousand_escrows_cost_less_than_a_second_per_full_block_and_fifty_m
     assert (cost["watches"], cost["block_txs"] > 5_000) == (WATCHES, True)
     assert cost["bitcoind_s"] < 1
     assert cost["light_client_s"] < 1
+    assert cost["esplora_s"] < 1
+    assert cost["electrum_s"] < 1
     assert cost["memory_mb"] < 50
+    assert cost["electrum_memory_mb"] < 50
