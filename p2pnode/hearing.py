@@ -27,9 +27,9 @@ from protocol.case_messages import (
 )
 from protocol.contract import Contract
 from protocol.errors import Malformed
-from protocol.messages import Agreed, ChatLine, FeeProposal, Proposal
+from protocol.messages import Agreed, ChatLine, FeeProposal, Proposal, RulingShown
 from protocol.outcome import Outcome, RulingOutcome, SettlementOutcome
-from protocol.ruling import BadRuling, check_ruling, read_ruling, text_hash
+from protocol.ruling import BadRuling, Ruling, check_ruling, read_ruling, text_hash
 from protocol.trade_state import TradeState
 from protocol.types import Network
 from protocol.wire import Kind, open_envelope
@@ -99,22 +99,33 @@ def ruling_event(
     message: CaseRuling, conversation: Conversation, state: TradeState, contract: Contract
 ) -> dv.RulingReceived:
     """A ruling on our trade: by this arbiter, for this contract, with this fee, and its signature on our derivation."""
-    envelope = open_envelope(message.ruling, state.network, limit=Kind.RULING.limit)
+    event, ruling = _ruling(message.ruling, message.text, state, contract)
+    if ruling.branch is not conversation.branch or ruling.arbiter != conversation.arbiter:
+        raise BadRuling("the ruling is not by the arbiter that sends it")
+    return event
+
+
+def shown_event(message: RulingShown, state: TradeState, contract: Contract) -> dv.RulingReceived:
+    """A ruling that the peer shows us: as good as from the arbiter itself. Raises what `arbiter_event` raises."""
+    return _ruling(message.ruling, message.text, state, contract)[0]
+
+
+def _ruling(raw: bytes, text: str, state: TradeState, contract: Contract) -> tuple[dv.RulingReceived, Ruling]:
+    envelope = open_envelope(raw, state.network, limit=Kind.RULING.limit)
     ruling = read_ruling(envelope)
     if state.facts is None:
         raise BadRuling("there is no contract to rule on")
     check_ruling(ruling, contract, state.facts.contract_id)
-    if ruling.branch is not conversation.branch or ruling.arbiter != conversation.arbiter:
-        raise BadRuling("the ruling is not by the arbiter that sends it")
-    if ruling.text_hash != text_hash(message.text):
+    if ruling.text_hash != text_hash(text):
         raise BadRuling("the ruling's text is not the one that was signed")
     plan = plan_of(contract, state.network, ruling.outcome)
     check_payout_signature(plan, Role.ARBITER, ruling.payout_signature)
-    return dv.RulingReceived(
+    event = dv.RulingReceived(
         ruling_id=envelope.id,
         raw=envelope.raw,
-        text=message.text,
+        text=text,
         outcome=ruling.outcome,
         txid=plan.txid,
         signature=ruling.payout_signature,
     )
+    return event, ruling

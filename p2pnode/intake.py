@@ -22,7 +22,7 @@ from p2pnode.contacts import Contacts
 from p2pnode.contracting import Derived, agreed_arbiters, derive
 from p2pnode.conversations import Conversation
 from p2pnode.engine import Engine
-from p2pnode.hearing import agreed_event, arbiter_event, fee_event, proposal_event
+from p2pnode.hearing import agreed_event, arbiter_event, fee_event, proposal_event, shown_event
 from p2pnode.policy import TradePolicy
 from p2pnode.prices import Prices
 from p2pnode.tradestore import Heads, StoredTrade, TradeStore
@@ -52,6 +52,7 @@ from protocol.messages import (
     Proposal,
     Released,
     Returned,
+    RulingShown,
     Seal,
     Sync,
     Take,
@@ -395,6 +396,8 @@ class Intake:
                 return proposal_event(payload, state, _contract(state)), ()
             case Agreed():
                 return agreed_event(payload, state, _contract(state)), ()
+            case RulingShown():
+                return shown_event(payload, state, _contract(state)), ()
             case FeeProposal():
                 return fee_event(payload, state, _contract(state)), ()
             case _:

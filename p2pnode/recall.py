@@ -335,6 +335,9 @@ class Recall:
                 return *self._signed(state, contract), dv.SendChat(text)
             case ms.AttachmentOffer(attachment, note):
                 return *self._signed(state, contract), dv.SendAttachment(attachment, note)
+            case ms.RulingShown():
+                # The arbiter's own words come back from the arbiter.
+                return ()
             case _:
                 assert_never(payload)
 

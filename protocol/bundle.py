@@ -8,6 +8,7 @@ happened, and who broke the contract or the protocol where the record shows it.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated, Final
 
 from msgspec import Meta, Struct
@@ -25,7 +26,7 @@ from protocol.case_messages import (
 from protocol.casefile import CheckedCase, branch_of, check_file, side_of
 from protocol.conduct import judge_conduct, opening_heights
 from protocol.errors import Malformed, P2PError, PeerViolation, TooLarge
-from protocol.messages import AttachmentOffer
+from protocol.messages import AttachmentOffer, RulingShown
 from protocol.replay import Checks, Finding, replay
 from protocol.ruling import Equivocation, Ruling, arbiter_of, check_ruling, read_ruling, text_hash
 from protocol.transcript import (
@@ -158,23 +159,35 @@ def _conversation(conversation: Conversation, case: CheckedCase, network: Networ
 def _rulings(
     conversations: tuple[Transcript[CaseMessage], ...], case: CheckedCase, network: Network, checks: Checks
 ) -> tuple[RulingSeen, ...]:
-    """Every different ruling. Raises BadBundle for one that is not by this contract's arbiter, or not valid."""
+    """Every different ruling. Raises BadBundle for one of an arbiter's messages that is not its own, or not valid.
+
+    A party may show another what it was given; what does not hold of that is held against the party (`replay`).
+    """
     found: dict[bytes, RulingSeen] = {}
     for message in (m for c in conversations for m in c.messages):
-        if not isinstance(message.payload, CaseRuling):
-            continue
-        try:
-            envelope = open_envelope(message.payload.ruling, network, limit=Kind.RULING.limit)
-            ruling = read_ruling(envelope)
-            check_ruling(ruling, case.contract, case.contract_id)
-            txid = checks.payout_txid(case.contract, network, ruling.outcome)
-            good = checks.signed(case.contract, network, ruling.outcome, None, ruling.payout_signature)
-        except P2PError as e:
-            raise BadBundle(f"a ruling in the bundle does not hold: {e.detail}") from e
-        if not good or ruling.text_hash != text_hash(message.payload.text):
-            raise BadBundle("a ruling's payout signature or text is not the one that was signed")
-        found[envelope.id] = RulingSeen(ruling, envelope.raw, message.payload.text, txid)
+        if isinstance(message.payload, CaseRuling):
+            identity, seen = _ruling(message.payload.ruling, message.payload.text, case, network, checks)
+            found[identity] = seen
+    for shown in case.transcript.messages:
+        if isinstance(shown.payload, RulingShown):
+            with suppress(BadBundle):
+                identity, seen = _ruling(shown.payload.ruling, shown.payload.text, case, network, checks)
+                found.setdefault(identity, seen)
     return tuple(found.values())
+
+
+def _ruling(raw: bytes, text: str, case: CheckedCase, network: Network, checks: Checks) -> tuple[bytes, RulingSeen]:
+    try:
+        envelope = open_envelope(raw, network, limit=Kind.RULING.limit)
+        ruling = read_ruling(envelope)
+        check_ruling(ruling, case.contract, case.contract_id)
+        txid = checks.payout_txid(case.contract, network, ruling.outcome)
+        good = checks.signed(case.contract, network, ruling.outcome, None, ruling.payout_signature)
+    except P2PError as e:
+        raise BadBundle(f"a ruling in the bundle does not hold: {e.detail}") from e
+    if not good or ruling.text_hash != text_hash(text):
+        raise BadBundle("a ruling's payout signature or text is not the one that was signed")
+    return envelope.id, RulingSeen(ruling, envelope.raw, text, txid)
 
 
 def _contradiction(rulings: tuple[RulingSeen, ...]) -> Equivocation | None:

@@ -183,7 +183,10 @@ class ArbiterChatReceived(Struct, frozen=True, tag=True):
 
 
 class RulingReceived(Struct, frozen=True, tag=True):
-    """The arbiter decided. `txid` is the payout that follows from `outcome`; `signature` on it is valid."""
+    """The arbiter decided. `txid` is the payout that follows from `outcome`; `signature` on it is valid.
+
+    It comes from the arbiter or, shown by RulingShown, from the counterparty: the arbiter's signature is what counts.
+    """
 
     ruling_id: bytes
     raw: bytes

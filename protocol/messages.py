@@ -15,6 +15,7 @@ from protocol.attachment import Attachment
 from protocol.contract import MAX_INPUTS, Bargain, Party
 from protocol.errors import Malformed
 from protocol.offer import Offer
+from protocol.ruling import RawRuling
 from protocol.types import Blocks, EcdsaDer, FeeRate, Hash32, Height, Nonce32, Ppm, Sats, Signature64, Terms, Txid
 from protocol.wire import MAX_ENVELOPE, Envelope, Kind, pack, unpack
 
@@ -196,6 +197,16 @@ class AttachmentOffer(Struct, frozen=True, array_like=True, forbid_unknown_field
     note: Annotated[str, Meta(max_length=500)]
 
 
+class RulingShown(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Either to the other, when the escrow went another way than the ruling that it was given: this is mine.
+
+    Whoever has another shows that in turn; then both hold the proof that the arbiter ruled twice.
+    """
+
+    ruling: RawRuling
+    text: Terms
+
+
 class Sync(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Either to the other after an interruption: how far my two chains reach. Not part of the transcript."""
 
@@ -234,6 +245,7 @@ Payload = (
     | ExtensionRequest
     | ChatLine
     | AttachmentOffer
+    | RulingShown
 )
 
 KIND_OF: Final[dict[type[Payload], Kind]] = {
@@ -252,6 +264,7 @@ KIND_OF: Final[dict[type[Payload], Kind]] = {
     ExtensionRequest: Kind.EXTENSION_REQUEST,
     ChatLine: Kind.CHAT,
     AttachmentOffer: Kind.ATTACHMENT,
+    RulingShown: Kind.RULING_SHOWN,
 }
 PAYLOAD_OF: Final = {kind: payload for payload, kind in KIND_OF.items()}
 

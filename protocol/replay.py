@@ -24,8 +24,10 @@ from protocol.casefile import CheckedCase
 from protocol.contract import Contract, details_hash, verify_contract
 from protocol.errors import IllegalTransition, P2PError
 from protocol.outcome import Agreement, Outcome, ReleaseOutcome, SettlementOutcome
+from protocol.ruling import check_ruling, read_ruling
 from protocol.trade import step
 from protocol.types import Network, Side
+from protocol.wire import Kind, open_envelope
 
 NO_DETAILS = ms.OpenedDetails(bytes(32), (("-", ""),))
 
@@ -162,11 +164,25 @@ class _Referee:
             case ms.FeeProposal(_, _, signature):
                 raised = self._raised(payload)
                 return self._payout(side, raised, signature) if raised else "would raise the fee of a foreign payout"
+            case ms.RulingShown(ruling):
+                return self._shown(ruling)
             case ms.Agreed(txid, signature):
                 outcome = self._proposed(txid)
                 return self._payout(side, outcome, signature) if outcome else "agreed to what nobody had proposed"
             case _:
                 return None
+
+    def _shown(self, raw: bytes) -> str | None:
+        """Whoever shows a ruling must have it of the arbiter."""
+        try:
+            ruling = read_ruling(open_envelope(raw, self._network, limit=Kind.RULING.limit))
+            check_ruling(ruling, self._case.contract, self._case.contract_id)
+            good = self._checks.signed(
+                self._case.contract, self._network, ruling.outcome, None, ruling.payout_signature
+            )
+        except P2PError as e:
+            return f"showed a ruling that does not hold: {e.detail}"
+        return None if good else "showed a ruling whose payout signature is not valid"
 
     def _side(self, persona: bytes) -> Side:
         return Side.BUY if persona == self._case.contract.buyer.persona else Side.SELL
@@ -231,7 +247,12 @@ class _Referee:
     # --- what a message is an act of ---------------------------------------------------------------------------------
 
     def _play(self, sender: _Player, payload: ms.Payload) -> str | None:
-        """Let the sender's machine come to send this. Returns why it would not."""
+        """Let the sender's machine come to send this. Returns why it would not.
+
+        When a ruling is shown depends on what arbiters and the chain have told, which no message of the trade shows.
+        """
+        if isinstance(payload, ms.RulingShown):
+            return None
         before = sender.state
         try:
             self._prepare(sender, payload)
@@ -320,6 +341,8 @@ class _Referee:
                 return (dv.SendChat(text),)
             case ms.AttachmentOffer(attachment, note):
                 return (dv.SendAttachment(attachment, note),)
+            case ms.RulingShown():
+                return ()
             case _:
                 assert_never(payload)
 
@@ -360,5 +383,7 @@ class _Referee:
                 return (dv.ChatReceived(payload),)
             case ms.AttachmentOffer():
                 return (dv.AttachmentReceived(payload),)
+            case ms.RulingShown():
+                return ()
             case _:
                 assert_never(payload)

@@ -27,7 +27,7 @@ from protocol.errors import IllegalTransition
 from protocol.messages import ChatLine, Claim, Disputed
 from protocol.outcome import ReleaseOutcome, RulingOutcome, SettlementOutcome
 from protocol.ruling import arbiter_of
-from protocol.trade_escrow import ALIVE, deadlines, judge_spend
+from protocol.trade_escrow import ALIVE, deadlines, judge_spend, show_rulings
 from protocol.trade_events import Effect
 from protocol.trade_raising import is_raise, raise_signed
 from protocol.trade_settling import settlement_signed
@@ -229,7 +229,11 @@ def _ruling_received(state: TradeState, event: dv.RulingReceived) -> Step:
         known, topic = replace(facts, contradiction=ruling), "arbiter-contradicts-itself"
     told = replace(state, dispute=dispute.with_arbiter(branch, known))
     proof = told.equivocation(branch)
-    exposed = (dv.ExposeArbiter(proof),) if proof is not None else ()
+    exposed: tuple[Effect, ...] = (dv.ExposeArbiter(proof),) if proof is not None else ()
+    if proof is not None:
+        # The peer may have been given only one of the two, and is owed the proof as well.
+        told, shown = show_rulings(told)
+        exposed += shown
     if over:
         # Nothing is to be done any more; but an arbiter that rules twice is exposed whenever that comes out.
         return told, (*exposed, ev.NotifyUser(topic))

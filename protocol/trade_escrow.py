@@ -13,7 +13,7 @@ from protocol import dispute_events as dv
 from protocol import trade_events as ev
 from protocol import trade_state as st
 from protocol.errors import IllegalTransition
-from protocol.messages import PaymentDetails
+from protocol.messages import PaymentDetails, RulingShown
 from protocol.trade_agreeing import announce_funding
 from protocol.trade_events import Effect
 from protocol.trade_state import TradeState
@@ -128,10 +128,11 @@ def judge_spend(state: TradeState) -> Step:
     if outcome is None:
         if isinstance(state.phase, st.Anomalous):
             return state, ()
+        state, shown = show_rulings(state)
         if not buried:
-            return state, (ev.NotifyUser("unknown-spend"),)
+            return state, (*shown, ev.NotifyUser("unknown-spend"))
         ended = replace(state, phase=st.Anomalous(), ending="the escrow was spent by an unknown transaction")
-        return ended, (ev.NotifyUser("unknown-spend"), ev.ReleaseCoins(), *stop_timers())
+        return ended, (*shown, ev.NotifyUser("unknown-spend"), ev.ReleaseCoins(), *stop_timers())
     if not buried:
         return replace(state, phase=st.Settling(), ending=""), (
             ev.StopTimer("payment"),
@@ -140,6 +141,16 @@ def judge_spend(state: TradeState) -> Step:
         )
     done = replace(state, phase=st.Completed(), ending="")
     return done, (ev.ReleaseCoins(), *stop_timers(), ev.StopWatching(), ev.NotifyUser("trade-completed"))
+
+
+def show_rulings(state: TradeState) -> Step:
+    """What we were told does not fit what we see: perhaps the arbiter told the peer something else. Once."""
+    dispute = state.dispute
+    given = [r for r in (dispute.main.ruling, dispute.backup.ruling) if r is not None] if dispute is not None else []
+    if dispute is None or dispute.showed or not given:
+        return state, ()
+    shown = replace(state, dispute=replace(dispute, showed=True))
+    return shown, tuple(ev.SendMessage(RulingShown(ruling.raw, ruling.text)) for ruling in given)
 
 
 @on((st.Settling,), ev.SpendReorged, to=())

@@ -264,7 +264,8 @@ class ArbiterFacts(Struct, frozen=True):
 class DisputeFacts(Struct, frozen=True):
     """A dispute: who claims what, and how far each arbiter is. `backup_open`: the backup branch may be spent.
 
-    `peer_told`: the peer's claim came from itself, not only from the arbiter.
+    `peer_told`: the peer's claim came from itself, not only from the arbiter. `showed`: the peer has the rulings that
+    we were given, because something contradicted them.
     """
 
     own_claim: Claim | None = None
@@ -273,6 +274,7 @@ class DisputeFacts(Struct, frozen=True):
     main: ArbiterFacts = ArbiterFacts()
     backup: ArbiterFacts = ArbiterFacts()
     backup_open: bool = False
+    showed: bool = False
 
     def arbiter(self, branch: Branch) -> ArbiterFacts:
         """The facts of one arbiter."""

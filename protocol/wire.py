@@ -73,6 +73,7 @@ class Kind(IntEnum):
     FEE_PROPOSAL = 40
     CHAT = 41
     ATTACHMENT = 43
+    RULING_SHOWN = 45
     FETCH = 46
     CASE_OPENING = 48
     CASE_ACCEPTED = 50
@@ -121,6 +122,7 @@ _LIMITS: Final[dict[Kind, int]] = {
     Kind.FEE_PROPOSAL: 1_024,
     Kind.CHAT: 10_240,
     Kind.ATTACHMENT: 4_096,
+    Kind.RULING_SHOWN: 16_384,
     Kind.FETCH: 512,
     Kind.CASE_OPENING: 1_000_000,
     Kind.CASE_ACCEPTED: 32_768,

@@ -25,6 +25,7 @@ from protocol.messages import (
     Extension,
     ExtensionRequest,
     Proposal,
+    RulingShown,
 )
 from protocol.outcome import Outcome, ReleaseOutcome, RulingOutcome, SettlementOutcome, cancelled_due
 from protocol.ruling import Reason, Ruling, read_ruling
@@ -161,6 +162,8 @@ def _announced(payload: object) -> tuple[str, str] | None:
             return "extended", f"{blocks} blocks more; evidence is heard up to block {heard_until}. {text}"
         case CaseRuling(_, text):
             return "ruling", text
+        case RulingShown(_, text):
+            return "ruling-shown", text
         case _:
             return None
 

@@ -277,6 +277,48 @@ class TestBackup:
         assert not trial.buyer.state.dispute.backup_open
 
 
+class TestTwoFacedArbiter:
+    """It tells each party that it has won; neither node has more than one ruling."""
+
+    def told(self, trial: Trial, side: Side, share: int) -> str:
+        outcome = RulingOutcome(Branch.MAIN, share, 0, FEE_SCRIPT, 2_000)
+        raw = txid_of(outcome)
+        trial.given[raw] = outcome
+        trial.do(trial.seat(side), dv.RulingReceived(raw, raw, "", outcome, raw, b"arbiter"))
+        return raw  # type: ignore[return-value]
+
+    @pytest.mark.parametrize("faster", list(Side))
+    def test_both_hold_the_proof_once_one_payout_is_seen(self, faster: Side) -> None:
+        trial = heard(paid(Side.SELL))
+        shares = {Side.BUY: 1_000_000, Side.SELL: 0}
+        for side in (faster, faster.other):
+            self.told(trial, side, shares[side])
+        txid = txid_of(RulingOutcome(Branch.MAIN, shares[faster], 0, FEE_SCRIPT, 2_000))
+        before = [len(seat.sent) for seat in trial.both]
+        exposed: list[ev.Effect] = []
+        perform = trial.perform
+
+        def watch(seat: object, other: object, effect: ev.Effect) -> None:
+            exposed.extend([effect] if isinstance(effect, dv.ExposeArbiter) else [])
+            perform(seat, other, effect)  # type: ignore[arg-type]
+
+        trial.perform = watch  # type: ignore[method-assign]
+        trial.spend(txid)
+        trial.settle()
+        assert (trial.buyer.phase, trial.seller.phase) == ("Completed", "Completed"), "both know what they see"
+        assert len(exposed) == 2, "each side publishes the proof"
+        for seat in trial.both:
+            assert seat.state is not None
+            assert seat.state.equivocation(Branch.MAIN) is not None
+        assert [len(seat.sent) - n for seat, n in zip(trial.both, before, strict=True)] == [1, 1]
+
+    def test_honest_arbiter_makes_nobody_show_anything(self) -> None:
+        trial = heard(paid(Side.SELL))
+        trial.open(trial.seller, 0)
+        trial.spend(trial.decide(trial.main, 700_000))
+        assert not [m for seat in trial.both for m in seat.sent if type(m).__name__ == "RulingShown"]
+
+
 class TestOpening:
     def test_seller_waits_until_the_buyers_time_is_over(self) -> None:
         trial = Trial(Side.SELL)

@@ -19,7 +19,8 @@ from protocol.case_messages import (
     Evidence,
 )
 from protocol.errors import IllegalTransition
-from protocol.messages import ChatLine, Claim
+from protocol.messages import ChatLine, Claim, RulingShown
+from protocol.outcome import RulingOutcome
 from protocol.ruling import Reason
 from protocol.types import Branch, Side
 from protocol.wire import digest
@@ -60,6 +61,8 @@ class Trial(Duel):
         self.desks = (self.main, self.backup)
         self.to_arbiters: list[tuple[Side, Branch, str]] = []
         self.opener: Seat | None = None
+        self.given: dict[bytes, RulingOutcome] = {}
+        """What was ruled, by the bytes of the ruling."""
 
     def desk(self, branch: Branch) -> Desk:
         """The arbiter of a branch."""
@@ -140,9 +143,17 @@ class Trial(Duel):
             case CaseRuling(raw, text):
                 decision = self.decision(branch)
                 outcome = decision.outcome
+                self.given[raw] = outcome
                 return dv.RulingReceived(raw, raw, text, outcome, txid_of(outcome), b"arbiter")
             case CaseOpening() | Evidence():
                 raise AssertionError(payload)
+
+    def received(self, payload: object) -> ev.TradeEvent:
+        """What intake makes of a payload: a ruling that is shown is one of an arbiter of ours."""
+        if not isinstance(payload, RulingShown):
+            return super().received(payload)
+        outcome = self.given[payload.ruling]
+        return dv.RulingReceived(payload.ruling, payload.ruling, "", outcome, txid_of(outcome), b"arbiter")
 
     def decision(self, branch: Branch) -> ce.Decision:
         """What an arbiter has decided."""

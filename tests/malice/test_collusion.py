@@ -19,7 +19,7 @@ from protocol import case_events as ce
 from protocol import dispute_events as dv
 from protocol import trade_events as ev
 from protocol.bundle import Bundle, build_bundle, verify_bundle
-from protocol.case_messages import MAX_EVIDENCE, MAX_LINES, CaseOpening, Evidence, case_id, encode_case
+from protocol.case_messages import MAX_EVIDENCE, MAX_LINES, CaseOpening, Evidence, case_id, decode_case, encode_case
 from protocol.contract import BadContract, build_contract
 from protocol.errors import BadSignature, Malformed, P2PError
 from protocol.messages import NONE_YET, Accept, ChatLine, Claim, Header, decode, encode
@@ -179,6 +179,33 @@ class TestStories:
         assert read_equivocation(proof, NETWORK) == state.facts.contract_id
         assert "arbiter-contradicts-itself" in [n.topic for n in court.seller.notices.after(0)]
         assert court.seller.phase == "Completed"
+        await court.end()
+
+    async def test_arbiter_that_tells_each_party_something_else_is_exposed_to_both(self, tmp_path: Path) -> None:
+        """Each node has one ruling only, and completes it; what the chain shows makes them compare."""
+        court = await heard(Court(tmp_path, Side.SELL))
+        state = traded(court)
+        other = ruling_by(court.main, state)
+        sellers = court.main.engine.conversations.find(state.trade_id, Branch.MAIN, Side.SELL, arbitrates=True)
+        assert sellers is not None
+        lie = told(court.main, state, Side.SELL, other)
+
+        def two_faced(raw: bytes) -> bytes:
+            envelope = open_envelope(raw, NETWORK)
+            to_seller = envelope.kind == Kind.CASE_RULING and decode_case(envelope).header.trade_id == sellers.chain
+            return lie if to_seller else raw
+
+        court.post.tamper = two_faced
+        proofs: dict[str, list[Equivocation]] = {node.name: [] for node in court.both}
+        for node in court.both:
+            node.engine.on_exposed = proofs[node.name].append
+        await court.main.decide(1_000_000)
+        await court.until(lambda: len(court.chain.mempool) == 1, "one of the payouts")
+        court.chain.mine(2)
+        await court.until(lambda: all(proofs.values()), "both have the proof")
+        await court.until(lambda: court.phases("Completed"), "both know what they see")
+        for found in proofs.values():
+            assert read_equivocation(found[0], NETWORK) == state.facts.contract_id  # type: ignore[union-attr]
         await court.end()
 
 

@@ -32,6 +32,7 @@ from protocol.messages import (
     PaymentDetails,
     Proposal,
     Released,
+    RulingShown,
     Seal,
     decode,
     encode,
@@ -285,6 +286,18 @@ class TestArbiters:
             record.tell(side, Branch.MAIN, CaseDeclined("I know the buyer"), by_arbiter=True)
         assert all("declined" in f.what for f in verdict(rule(record, 310)).findings)
         assert verdict(record).findings
+
+    def test_ruling_that_a_party_shows_counts_against_an_arbiter_that_gave_another(self) -> None:
+        record = rule(heard(), 310)
+        record.say(Side.SELL, RulingShown(record.ruling(1_000_000).raw, "because"))
+        assert verdict(record).equivocation is not None
+        assert "two different rulings" in against(record, Branch.MAIN)
+
+    def test_ruling_that_a_party_made_up_counts_against_the_party(self) -> None:
+        record = rule(heard(), 310)
+        record.say(Side.SELL, RulingShown(record.ruling(1_000_000, fee=1).raw, "because"))
+        assert "does not hold" in against(record, Side.SELL)
+        assert verdict(record).equivocation is None
 
     def test_arbiter_that_shows_evidence_itself(self) -> None:
         record = heard()
