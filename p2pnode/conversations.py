@@ -105,6 +105,10 @@ class Conversations:
         )
         return [_read(row) for row in rows]
 
+    def is_held(self, conversation: Conversation) -> bool:
+        """Whether it was restored, and the other side has not told yet how far it had come."""
+        return self._trades.is_held(conversation.chain)
+
     def find(self, trade_id: bytes, branch: Branch, side: Side, *, arbitrates: bool) -> Conversation | None:
         """One of them."""
         found = (c for c in self.of_trade(trade_id, arbitrates=arbitrates) if (c.branch, c.side) == (branch, side))

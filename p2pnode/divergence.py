@@ -63,7 +63,6 @@ class Divergences:
         return tuple(Fork(*row) for row in rows)
 
 
-
 def pairs(forks: tuple[Fork, ...]) -> tuple[tuple[bytes, bytes], ...]:
     """As a bundle holds them."""
     return tuple((fork.first, fork.second) for fork in forks)

@@ -315,14 +315,22 @@ class Intake:
         if conversation is None or conversation.arbitrates:
             if self.cases is None:
                 raise UnknownTrade("this node knows no such case")
+            held = conversation is not None and self._trades.is_held(conversation.chain)
+            if held and not self._have_said(message.header.seen):
+                raise OutOfOrder(HELD)
             self.cases.deliver(message, conversation)
             return True
         if envelope.signer != conversation.arbiter:
             raise BadSignature("the message is not signed by the arbiter of its case")
-        if self._trades.is_held(conversation.chain) or self._trades.is_held(conversation.trade_id):
+        held = self._trades.is_held(conversation.chain) or self._trades.is_held(conversation.trade_id)
+        if held and not self._have_said(message.header.seen):
             raise OutOfOrder(HELD)
-        self._hear(message, conversation)
+        self._hear(message, conversation, returned=held)
         return True
+
+    def _have_said(self, seen: bytes) -> bool:
+        """Whether we know the message of ours that the sender had seen last: a restored node may have lost it."""
+        return seen == NONE_YET or self._trades.find_message(seen, out=True) is not None
 
     def returned_case(self, envelope: Envelope, conversation: Conversation) -> None:
         """A verified message of our arbiter that a lost disk had: the same checks, and no hold."""

@@ -325,6 +325,8 @@ class Recall:
                 accepted = () if state.settlement.signing == option.outcome else (dv.AcceptSettlement(txid),)
                 return *self._buried(state, contract), *accepted, dv.OutcomeSigned(option.outcome, txid, signature)
             case ms.Disputed(claim):
+                if state.dispute is not None and state.dispute.own_claim is not None:
+                    return ()  # the arbiter has told it first
                 late = () if state.buys else (ev.TimerFired("payment"),)
                 return *self._buried(state, contract), *late, dv.OpenDispute(claim)
             case ms.Extension(blocks):

@@ -154,7 +154,9 @@ class Reconciler:
         if envelope.kind == Kind.SYNCED:
             if sync.sent < link.heads.received:
                 self._spawn("return", link.chain, partial(self._return, link, sync))
-            self._hears(link)
+            if link.is_trade or sync.sent <= link.heads.received:
+                # What a counterparty has yet to say may wait for the chain; what an arbiter has, explains it.
+                self._hears(link)
 
     # --- chains -----------------------------------------------------------------------------------------------------
 

@@ -52,6 +52,7 @@ class CourtNode(TwinNode):
         self.engine.subscribe(lambda state: self.delivery.kick_all(correspondents(state)))
         if self.announced:
             self.intake.cases = self.desk.intake
+            self.recall.cases = self.desk.recall
         await self.desk.start()
 
     def tasks(self) -> list[object]:  # type: ignore[override]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from escrow.chain.base import ChainBackend
 from p2pnode.cases.engine import CaseEngine
 from p2pnode.cases.intake import Announced, CaseIntake
+from p2pnode.cases.recall import CaseRecall
 from p2pnode.cases.store import CaseStore
 from p2pnode.cases.work import CaseWork
 from p2pnode.clock import Clock
@@ -20,7 +21,7 @@ from protocol.types import Network
 
 
 class CaseDesk:
-    """Everything that deciding cases needs. `intake` is what `p2pnode.intake.Intake.cases` is set to."""
+    """Everything that deciding cases needs. `Intake.cases` is set to its `intake`, `Recall.cases` to its `recall`."""
 
     def __init__(
         self,
@@ -39,6 +40,7 @@ class CaseDesk:
         self.engine = CaseEngine(self.cases, conversations, notices, clock, lambda: self.work.height)
         self.work = CaseWork(self.engine, backend, keyring)
         self.intake = CaseIntake(self.engine, trades, contacts, keyring.persona.public, announced, network, clock)
+        self.recall = CaseRecall(self.engine, self.intake, trades, keyring, clock)
 
     def kick_on(self, kick: Callable[[bytes], None]) -> None:
         """Call `kick` with both parties' personas after each step: something may wait for them."""

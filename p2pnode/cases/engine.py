@@ -15,6 +15,7 @@ from p2pnode.conversations import Conversation, Conversations
 from p2pnode.notices import Notices
 from protocol.arbitration import step_case
 from protocol.case_events import (
+    CaseCommand,
     CaseEvent,
     CaseOpened,
     CaseState,
@@ -32,6 +33,12 @@ from protocol.types import Side
 from protocol.wire import Envelope
 
 CaseListener = Callable[[CaseState], None]
+
+
+class HeldCase(IllegalTransition):
+    """This case was restored from a copy: nothing is decided in it before its parties have told how far it had come."""
+
+    code = 1311
 
 
 class CaseEngine:
@@ -72,6 +79,8 @@ class CaseEngine:
         looked for, `done` the pending effect whose result it is. Raises IllegalTransition; then nothing is recorded.
         """
         now = self._clock.now()
+        if isinstance(event, CaseCommand) and self.is_held(trade_id):
+            raise HeldCase
         with self.cases.database.transaction():
             stored = self.cases.get(trade_id)
             state, effects = step_case(stored.state if stored else None, event)
@@ -106,6 +115,11 @@ class CaseEngine:
         for listener in self._listeners:
             listener(state)
         return state
+
+    def is_held(self, trade_id: bytes) -> bool:
+        """Whether the case was restored, and a party has still to tell what we had said in it."""
+        talks = self.conversations.of_trade(trade_id, arbitrates=True)
+        return any(self.conversations.is_held(talk) for talk in talks)
 
     def _send(self, state: CaseState, side: Side, payload: CasePayload, now: int) -> None:
         conversation = self.conversations.find(state.trade_id, state.branch, side, arbitrates=True)

@@ -122,6 +122,12 @@ class CaseStore:
         rows = self._db.execute("SELECT id, trade_id, effect FROM case_effects ORDER BY id")
         return [PendingCaseEffect(n, trade_id, _EFFECT.decode(effect)) for n, trade_id, effect in rows]
 
+    def drop_signing(self, trade_id: bytes) -> None:
+        """Forget to sign a ruling: it was signed."""
+        for pending in self.pending_effects():
+            if pending.trade_id == trade_id and isinstance(pending.effect, SignRuling):
+                self.finish_effect(pending.id)
+
     def finish_effect(self, effect_id: int) -> None:
         """The effect is done; twice is fine."""
         self._db.execute("DELETE FROM case_effects WHERE id = ?", (effect_id,))

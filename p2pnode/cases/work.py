@@ -16,7 +16,7 @@ from escrow.coins import OutPoint
 from escrow.funding import derive_funding
 from escrow.keys import arbiter_secret
 from escrow.payout import derive_payout, sign_payout
-from p2pnode.cases.engine import CaseEngine
+from p2pnode.cases.engine import CaseEngine, HeldCase
 from p2pnode.cases.store import PendingCaseEffect
 from p2pnode.chainwatch import REORG_MARGIN, escrow_event
 from p2pnode.keyring import Keyring
@@ -165,6 +165,8 @@ class CaseWork:
                 self._engine.cases.set_watch(state.trade_id, None)
                 await self._backend.unwatch(WATCH_PREFIX + state.trade_id)
             case SignRuling(decision):
+                if self._engine.is_held(state.trade_id):
+                    raise HeldCase
                 signed = self._sign(state, decision)
                 try:
                     self._engine.apply(state.trade_id, signed, done=pending.id)

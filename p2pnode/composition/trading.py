@@ -130,7 +130,7 @@ class Trading:
             unspent=g.backend.unspent,
             prices=g.prices,
         )
-        recall = Recall(
+        self._recall = Recall(
             engine,
             self.intake,
             keyring,
@@ -140,7 +140,7 @@ class Trading:
             reserve=reserve_in(g.trades.database),
             export=contracts.add,
         )
-        self.intake.on_returned = recall.returned
+        self.intake.on_returned = self._recall.returned
         self.taking = Taking(
             engine, keyring, contributor, g.wallet, g.backend, policy, network, clock, contact=g.own_contact.envelope
         )
@@ -177,6 +177,7 @@ class Trading:
         desk.intake.files = g.files
         desk.engine.subscribe(lambda _state: self._fetcher.kick())
         self.intake.cases = desk.intake
+        self._recall.cases = desk.recall
         return desk
 
     def _refused(self, refusal: Refusal) -> None:
