@@ -39,11 +39,11 @@ from escrow.chain.gcs import contains_all, filter_matches
 from escrow.chain.headers import BadHeader, hash256
 from escrow.chain.headerstore import HeaderStore
 from escrow.chain.localtest import check_alone
-from escrow.chain.merkle import check_block
 from escrow.chain.outgoing import Outgoing
 from escrow.chain.p2pwire import CFHeaders, PeerBroken
 from escrow.chain.peer import Peer
 from escrow.chain.peerpool import PeerPool
+from escrow.chain.signet import check_whole
 from escrow.chain.view import ArrivedHint, BlockHint, Hint, Lost, TxHint
 from escrow.coins import OutPoint
 from protocol.errors import ChainError
@@ -419,7 +419,7 @@ class CbfView:
             try:
                 raw = await peer.block(block)
                 if raw is not None:
-                    await asyncio.to_thread(check_block, raw, block)
+                    await asyncio.to_thread(check_whole, raw, block, self.network)
                     return raw
             except ChainError as e:
                 peer.fail(e)

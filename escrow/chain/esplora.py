@@ -45,7 +45,8 @@ from escrow.chain.follow import HeaderInfo
 from escrow.chain.headers import ANCHORS, HEADER_BYTES, NotConnected, hash256
 from escrow.chain.headerstore import HeaderStore
 from escrow.chain.localtest import check_alone
-from escrow.chain.merkle import check_block, check_branch, check_provable
+from escrow.chain.merkle import check_branch, check_provable
+from escrow.chain.signet import check_whole
 from escrow.chain.tls import Trust
 from escrow.chain.view import Hint
 from escrow.coins import OutPoint, txid_bytes, txid_text
@@ -382,7 +383,7 @@ class EsploraView:
         raw = await self._http.get(f"/block/{txid_text(block.hash)}/raw", MAX_BLOCK)
         if raw is None:
             raise BackendUnreachable(f"the Esplora server {self._http.name} does not have block {block.height:,} yet")
-        await asyncio.to_thread(check_block, raw, block.hash)
+        await asyncio.to_thread(check_whole, raw, block.hash, self.network)
         self._blocks[block.hash] = raw
         while len(self._blocks) > _BLOCKS_KEPT:
             self._blocks.popitem(last=False)

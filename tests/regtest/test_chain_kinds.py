@@ -176,3 +176,19 @@ async def test_unknown_transactions_are_not_found(
 async def test_fee_rate_has_a_floor(bitcoind: RegtestNode, kind: str, tmp_path: Path) -> None:
     async with kind_on(kind, bitcoind, tmp_path) as backend:
         assert 1_000 <= await backend.fee_rate(3) <= 100_000
+
+
+async def test_what_a_waiting_transaction_pays_is_told_by_all_who_can_know(
+    bitcoind: RegtestNode, kind: str, tmp_path: Path
+) -> None:
+    async with kind_on(kind, bitcoind, tmp_path) as backend:
+        stream = backend.events()
+        coin, script = await own_output(bitcoind)
+        await bitcoind.mine(1)
+        await backend.watch(WatchRequest(b"k", script, coin, 1))
+        raw = await node_spend(bitcoind, coin, 90_000)
+        await next_of(stream, SpentBy)
+        assert await backend.mempool_fee(parse_tx(raw).txid) == (None if kind == "cbf" else 10_000)
+        await bitcoind.mine(1)
+        await next_of(stream, SpentBy, depth=1)
+        assert await backend.mempool_fee(parse_tx(raw).txid) is None

@@ -96,3 +96,22 @@ def test_a_light_client_knows_the_chain_from_the_wallets_birthday_on(
     view = made(read(tmp_path, chain, wallet=wallet))._view
     assert isinstance(view, CbfView)
     assert view._store.chain.anchor.height == first
+
+
+@pytest.mark.parametrize("network", ["mainnet", "signet"])
+def test_with_nothing_configured_the_light_client_finds_peers_by_seeds_and_contacts_nobody_before_it_starts(
+    tmp_path: Path, network: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    config = read(tmp_path, network=network)
+    view = made(config)._view
+    assert isinstance(view, CbfView)
+    assert config.chain.peers == ()
+    seeds = view.pool._seeds
+    assert len(seeds) >= 2
+    # x49 asks for nodes with blocks, witnesses and filters: 1 + 8 + 64.
+    assert all(seed.startswith("x49.") and ("signet" in seed) == (network == "signet") for seed in seeds)
