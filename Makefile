@@ -11,7 +11,7 @@ UV_COMPILE = .venv-lock/bin/uv pip compile --quiet --universal --python-version 
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup venv demo test netns lint fmt bench sim fuzz lock clean distclean
+.PHONY: help setup venv demo test netns page lint fmt bench sim fuzz lock clean distclean
 
 help: ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -30,6 +30,11 @@ test: setup ## Run all tests.
 
 netns: setup ## Trade behind NATs, over bad lines and dying relays (root, Linux).
 	@$(BIN)/pytest tests/netns -m "netns or not netns" $(ARGS)
+
+page: ## Trade in real browsers, without a hand on the mouse (Chromium; on Debian it is installed).
+	@$(PYTHON) scripts/setup.py --bench
+	@command -v chromium >/dev/null || { test "$$(id -u)" != 0 || apt-get install -y -q chromium >/dev/null; }
+	@$(BIN)/pytest tests/page $(ARGS)
 
 lint: venv ## Check style, types and layers.
 	@$(BIN)/ruff check .

@@ -9,6 +9,7 @@ a page up to date and moves the slider.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import secrets
 from base64 import b64decode, b64encode
@@ -21,7 +22,7 @@ from aiohttp import web
 
 from p2pnode.api import dispute_schema as d
 from p2pnode.api import schema as s
-from p2pnode.api.errors import BadRequest, NoSuchRoute, status_of
+from p2pnode.api.errors import BadRequest, InternalError, NoSuchRoute, status_of
 from p2pnode.api.idempotent import Answer
 from p2pnode.api.routes import FILE_LIMIT, PREFIX, ROUTES, Ask, NoQuery, Route, check_id
 from p2pnode.api.services import RoleMissing, Services
@@ -33,10 +34,14 @@ from protocol.errors import P2PError
 
 Write = Callable[[Route, Ask[Any, Any], str, str], Awaitable[Answer]]
 Until = Callable[[Coroutine[Any, Any, None], float], Awaitable[None]]
+log = logging.getLogger(__name__)
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 STATIC: Final = Path(__file__).parent / "static"
 POLL_SECONDS: Final = 25.0
+REFRESH: Final = "X-Refresh"
+"""Marks what the script asks for: it shows the same page again, and takes no news away from it."""
 MOST_FILES: Final = 4
 
 _WRITES: Final = {route.name: route for route in ROUTES if route.writes}
@@ -52,7 +57,8 @@ _SESSION: Final = web.RequestKey("session", Session)
 _HEADERS: Final = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    # Not `no-referrer`: browsers would then hide the origin of our own forms from us.
+    "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Server": "p2pnode",
@@ -103,6 +109,10 @@ class Page:
             gone = e.status in (403, 404, 405)
             error = NoSuchRoute("there is no such page") if gone else BadRequest(e.reason)
             response = self._problem(request, error)
+        except Exception:
+            # As for the API: whatever it was, the asker learns no more than that, and the log all of it.
+            log.exception("%s %s failed", request.method, request.path)
+            response = self._problem(request, InternalError())
         for name, value in _HEADERS.items():
             response.headers.setdefault(name, value)
         response.headers.setdefault("Content-Security-Policy", _POLICY)
@@ -136,7 +146,9 @@ class Page:
             cursor = await self._services.events.last()
             template, facts = await view(self._services, item, dict(request.query))
             session = request[_SESSION]
-            flash, session.flash = session.flash, ""
+            flash = session.flash
+            if REFRESH not in request.headers:
+                session.flash = ""
             return _html(
                 template,
                 {

@@ -11,6 +11,7 @@ import msgspec
 from p2pnode.api import dispute_schema as d
 from p2pnode.api import schema as s
 from p2pnode.api.errors import BadRequest
+from p2pnode.api.schema import personas as p
 from p2pnode.api.services import RoleMissing, Services
 from p2pnode.web import forms
 
@@ -66,7 +67,10 @@ async def trade(services: Services, item: str, _: Mapping[str, str]) -> tuple[st
     shown = await services.trades.show(item)
     dispute = await services.disputes.show(shown.id)
     guard = await services.guard.show()
-    return "trade.html", {"trade": shown, "dispute": dispute, "guarded": guard.state == "on"}
+    receipt = None
+    if services.receipts is not None and shown.phase == "completed":
+        receipt = await services.receipts.show(shown.id)
+    return "trade.html", {"trade": shown, "dispute": dispute, "guarded": guard.state == "on", "receipt": receipt}
 
 
 async def cases(services: Services, _: str, __: Mapping[str, str]) -> tuple[str, Facts]:
@@ -120,6 +124,13 @@ async def arbiters(services: Services, _: str, query: Mapping[str, str]) -> tupl
     return "arbiters.html", {**facts, "currency": currency or "", "method": method or ""}
 
 
+async def persona(services: Services, _: str, query: Mapping[str, str]) -> tuple[str, Facts]:
+    """One persona: what our own chain proves of it, what it would cost to forge, and the user's own word."""
+    if services.personas is None:
+        raise RoleMissing("this node does not trade: a bootstrap node knows nothing of personas")
+    return "persona.html", {"who": await services.personas.show(query.get("persona", ""))}
+
+
 async def settings(services: Services, _: str, __: Mapping[str, str]) -> tuple[str, Facts]:
     """The node, its peers, and the second factor."""
     info, peers, factor = await asyncio.gather(services.node.info(), services.peers.list(), services.guard.show())
@@ -137,6 +148,7 @@ PAGES: Final[dict[str, View]] = {
     "/cases/{id}": case,
     "/wallet": wallet,
     "/arbiters": arbiters,
+    "/persona": persona,
     "/node": settings,
 }
 
@@ -170,6 +182,10 @@ _DONE: Final = {
     "case_extend": "You have more time.",
     "case_write": "Sent.",
     "case_rule": "You have decided; both parties get the ruling.",
+    "trade_rate": "The rating is kept; others see it once both of you consent.",
+    "trade_publish": "Your consent is sent.",
+    "persona_note": "The note is kept.",
+    "persona_standing": "Kept.",
     "second_factor_remove": "The second factor is off.",
 }
 
@@ -194,6 +210,10 @@ def place_of(name: str, result: object) -> str:
             return f"/trades/{trade}"
         case d.CaseView(id=case):
             return f"/cases/{case}"
+        case p.ReceiptView(trade=trade):
+            return f"/trades/{trade}"
+        case p.PersonaView(persona=name_of):
+            return f"/persona?persona={name_of}"
         case _ if name.startswith(("second_factor", "peer")):
             return "/node"
         case _:

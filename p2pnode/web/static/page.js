@@ -11,8 +11,10 @@ async function refresh() {
   if (!answer.ok) return;
   const page = new DOMParser().parseFromString(await answer.text(), "text/html");
   const open = [...main.querySelectorAll("details")].map((part) => part.open);
+  const told = main.querySelector("[role=status]");
   main.replaceChildren(...page.querySelector("main").childNodes);
   main.querySelectorAll("details").forEach((part, n) => { if (open[n]) part.open = true; });
+  if (told && !main.querySelector("[role=status]")) main.prepend(told);
   slider();
 }
 
