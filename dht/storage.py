@@ -326,7 +326,8 @@ class Storage:
         if not self._by_group:
             return False
         heaviest = max(self._by_group, key=lambda g: (self._by_group[g], g))
-        if heaviest == fresh.group or self._by_group[heaviest] <= self._by_group.get(fresh.group, 0) + fresh.size:
+        if self._by_group[heaviest] <= self._by_group.get(fresh.group, 0) + fresh.size:
+            # The newcomer's own group is the heaviest, or would be.
             return False
         victims = ((t, s) for t, found in self._topics.items() for s in found.slots.values() if s.group == heaviest)
         chosen = heapq.nlargest(
