@@ -9,10 +9,12 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from html import unescape
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from aiohttp import ClientSession, CookieJar
 from rich.console import Console
 
 from dht.engine import EngineConfig
@@ -78,6 +80,17 @@ async def fund(cast: Cast, daemon: Daemon, sats: int) -> None:
     await until(funded, "coins")
 
 
+async def page(daemon: Daemon, path: str) -> str:
+    """What a browser of the same machine shows."""
+    link = (await daemon.api.page()).url
+    async with ClientSession(cookie_jar=CookieJar(unsafe=True)) as browser:
+        async with browser.get(link):
+            pass
+        async with browser.get(link.partition("/enter/")[0] + path) as answer:
+            assert answer.status == 200
+            return unescape(await answer.text())
+
+
 async def order(daemon: Daemon) -> list[s.ArbiterView]:
     return list((await daemon.api.arbiters(CURRENCY, METHOD)).arbiters)
 
@@ -114,6 +127,12 @@ async def test_a_trade_makes_receipts_and_ratings_that_a_third_node_proves_for_i
         assert 0 < view.score <= 4 * (view.forging_fee_sats + 10)
         stranger = await third.api.persona(cast.arbiter.persona)
         assert (stranger.known, stranger.score) == ("new", 0)
+        shown = await page(third, f"/persona?persona={cast.seller.persona}")
+        assert f"about {view.forging_fee_sats} sat in fees" in shown
+        assert "released within a minute" in shown
+        assert "neither good nor bad" in await page(third, f"/persona?persona={cast.arbiter.persona}")
+        assert "Everybody can see it" in await page(cast.buyer, f"/trades/{trade}")
+        assert "Points" in await page(third, "/arbiters")
 
 
 async def test_a_bond_ranks_an_arbiter_first_until_it_is_spent_and_the_mnemonic_finds_it_again(

@@ -25,14 +25,14 @@ class NoteRequest(Request, frozen=True, kw_only=True):
     """A note for the user alone; an empty one deletes."""
 
     persona: PersonaText
-    note: Annotated[str, Meta(max_length=500)]
+    note: Annotated[str, Meta(max_length=500)] = ""
 
 
 class StandingRequest(Request, frozen=True, kw_only=True):
     """Trust a persona (limits for strangers do not apply), block it, or neither (empty)."""
 
     persona: PersonaText
-    standing: StandingName
+    standing: StandingName = ""
 
 
 class ReceiptLine(Response, frozen=True, kw_only=True):
