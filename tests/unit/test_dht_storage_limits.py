@@ -18,11 +18,11 @@ def topic(number: int) -> bytes:
     return bytes([number]) * 20
 
 
-def full_topic(secret: bytes = b"s" * 16, **first: int) -> Storage:
-    """A topic with ten records of ten personas from ten address groups, all of the same work; `first` changes one."""
+def full_topic(secret: bytes = b"s" * 16, *, first: int = 20) -> Storage:
+    """A topic with ten records of ten personas from ten address groups, all of the same work; `first`: that of one of them."""
     storage = Storage(StorageLimits(), secret=secret)
     for who in range(1, 11):
-        storage.put(TOPIC, record(who, **({"work": 20} | (first if who == 1 else {}))), RULES, bytes([who]), 0)
+        storage.put(TOPIC, record(who, work=first if who == 1 else 20)), RULES, bytes([who]), 0)
     return storage
 
 
@@ -114,7 +114,7 @@ class TestAFullTopic:
         assert {r.raw for r in others} <= set(storage.all(TOPIC, 0)), "work does not buy places"
 
     def test_of_equals_the_one_with_the_least_work_goes(self) -> None:
-        storage = full_topic(work=3)
+        storage = full_topic(first=3)
         assert storage.put(TOPIC, record(50, work=20), RULES, b"new", 0).outcome is Outcome.STORED
         assert record(1).raw not in storage.all(TOPIC, 0)
 
