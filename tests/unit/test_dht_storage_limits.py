@@ -19,10 +19,10 @@ def topic(number: int) -> bytes:
 
 
 def full_topic(secret: bytes = b"s" * 16, *, first: int = 20) -> Storage:
-    """A topic with ten records of ten personas from ten address groups, all of the same work; `first`: that of one of them."""
+    """A topic with ten records of ten personas from ten address groups, of the same work; `first`: that of one."""
     storage = Storage(StorageLimits(), secret=secret)
     for who in range(1, 11):
-        storage.put(TOPIC, record(who, work=first if who == 1 else 20)), RULES, bytes([who]), 0)
+        storage.put(TOPIC, record(who, work=first if who == 1 else 20), RULES, bytes([who]), 0)
     return storage
 
 
