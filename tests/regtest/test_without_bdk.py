@@ -1,7 +1,7 @@
 """A machine for which bdkpython has no wheel runs the node in full with a bitcoind.
 
-The wallet's own suite, a whole trade between real nodes, and the node's start are run by interpreters in which the
-import of bdkpython fails.
+The wallet's own suites (sending, raising fees, restoring), whole trades between real nodes, every way that a dispute is
+paid out, recovery and PSBTs are run by interpreters in which the import of bdkpython fails.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def test_the_import_is_really_blocked() -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("suite", ["test_wallet.py", "test_wallet_spending.py"])
+@pytest.mark.parametrize("suite", ["test_wallet.py", "test_wallet_spending.py", "test_wallet_cli.py"])
 def test_the_wallets_own_tests_pass(bitcoind_binary: Path, suite: str) -> None:
     path = str(Path(__file__).with_name(suite))
     done = without_bdk("-m", "pytest", "-q", "-p", "no:cacheprovider", path, P2PNODE_BITCOIND=str(bitcoind_binary))
@@ -58,3 +58,36 @@ def test_a_whole_trade_between_real_nodes_completes(bitcoind_binary: Path, kind:
         assert len(said["messages"]) == 6
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_every_way_that_a_dispute_ends_is_paid_out(bitcoind_binary: Path) -> None:
+    """The payouts of rulings, of the backup arbiter's too, and of settlements."""
+    folder = tempfile.mkdtemp(prefix="p2p-")
+    try:
+        done = without_bdk(
+            str(ROOT / "cli.py"),
+            "demo",
+            "--dispute",
+            "--json",
+            P2PNODE_BITCOIND=str(bitcoind_binary),
+            TMPDIR=folder,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        scenes = json.loads(done.stdout)["scenes"]
+        assert len(scenes) == 7
+        assert {scene["branch"] for scene in scenes} == {"main", "backup"}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("suite", ["test_recovery.py", "test_recovery_node.py", "test_wallet_watched.py"])
+def test_recovery_and_coins_on_a_device_need_no_bdk(bitcoind_binary: Path, suite: str) -> None:
+    path = str(Path(__file__).with_name(suite))
+    done = without_bdk("-m", "pytest", "-q", "-p", "no:cacheprovider", path, P2PNODE_BITCOIND=str(bitcoind_binary))
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert " passed" in done.stdout
+    assert "skipped" not in done.stdout
