@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from typing import Final, Protocol, TypeVar
 
 from dht import messages, packet
+from dht.carriers import Carriers, Carry
 from dht.contact import (
     PUZZLE_BITS,
     Address,
@@ -30,21 +29,22 @@ from dht.contact import (
     Scope,
     Via,
     contact_at,
-    intern_contact,
     node_id,
-    parse_seed,
     puzzle_zero_bits,
     scope_of,
 )
 from dht.engine import Engine, EngineConfig
-from dht.errors import BadContact, BadNodeKey, InvalidRecord, NoPeers, RecordRejected
+from dht.errors import BadNodeKey, InvalidRecord, NoPeers, RecordRejected
+from dht.probe import Meeting
 from dht.records import Record, RecordKind, Registry
 from dht.rpc import Asker, Call, Rng, Rpc
 from dht.search import Found, PutResult
+from dht.seeds import Seed, contacts_of
+from dht.stats import Stats, stats_of
 from dht.storage import Storage
 from dht.stream import Stream, serve_stream
 from dht.survey import Surveyed
-from dht.udp import Transport, UdpTransport
+from dht.udp import Transport
 from dht.watch import Watch
 from protocol.errors import P2PError
 from protocol.identity import SigningKey
@@ -55,8 +55,6 @@ HOUSEKEEPING_S: Final = 1.0
 KEPT_PEERS: Final = 200
 """Nodes kept on disk for the next start."""
 
-UDP_AGAIN_S: Final = 300.0
-"""How often a node that does without UDP looks whether it works by now."""
 UDP_ASKED: Final = 3
 
 HELLO: Final = bytes((packet.HELLO,))
@@ -77,30 +75,6 @@ class Clock(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Seed:
-    """Where to try to enter the network; the node key may be unknown."""
-
-    host: str
-    port: int
-    key: bytes | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Seed:
-        """A seed from `host:port` or `node1...@host:port`. Raises BadContact or BadId."""
-        key, host, port = parse_seed(text)
-        return cls(host, port, key)
-
-
-class Carry(Enum):
-    """What carries packets."""
-
-    UDP = "udp"
-    CHANNEL = "channel"
-    BOTH = "both"
-    """UDP where it works, else channels."""
-
-
-@dataclass(frozen=True, slots=True)
 class DhtConfig:
     """How a node takes part."""
 
@@ -111,28 +85,6 @@ class DhtConfig:
     puzzle_bits: int | None = None
     """None: what the network asks for."""
     engine: EngineConfig = field(default_factory=EngineConfig)
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """Counters for people and metrics."""
-
-    peers: int
-    records: int
-    topics: int
-    record_bytes: int
-    evicted: int
-    sent: int
-    received: int
-    served: int
-    retries: int
-    failures: int
-    refused: int
-    bad: int
-    rtt: float
-    """Smoothed round trip, seconds."""
-    network_size: int
-    """Nodes, estimated from how dense ids are."""
 
 
 def mine_node_key(seed_of: Callable[[int], bytes], bits: int) -> tuple[int, SigningKey]:
@@ -170,10 +122,7 @@ class DhtNode:
         self.key = node_key
         self.network = network
         self._clock = clock
-        self._transport: Transport | None = None
-        self._streams: Transport | None = None
-        self._by_channel = config.carry is Carry.CHANNEL
-        self._asked_udp = 0.0
+        self.carriers = Carriers(config.carry)
         self._on_hello: Callable[[str, bool], None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -182,13 +131,13 @@ class DhtNode:
         rpc = Rpc(
             node_key,
             network,
-            send=self._send,
+            send=self.carriers.send,
             rng=rng,
             limits=config.engine.limits,
             puzzle_bits=bits,
             client=config.engine.client,
             exempt=self._exempt,
-            route=self._route,
+            route=self.carriers.route,
         )
         self.storage = storage or Storage(secret=rng.randbytes(16))
         self.engine = Engine(config.engine, rpc, Registry(network, tuple(kinds)), self.storage, rng)
@@ -198,10 +147,9 @@ class DhtNode:
     async def start(self) -> None:
         """Listen. Raises PortInUse. A node without UDP opens no socket: it is heard once `attach` was called."""
         self._loop = asyncio.get_running_loop()
-        if self.config.carry is not Carry.CHANNEL:
-            udp = UdpTransport(self.config.host, self.config.port, self._received)
-            self._transport = udp
-            self.speak(udp.versions)
+        self.carriers.listen(self.config.host, self.config.port, self._received)
+        if self.carriers.udp is not None:
+            self.speak(self.carriers.udp.versions)
         self.engine.offset = self._clock.unix() - self.now()
         self._load()
         self._housekeep()
@@ -211,8 +159,8 @@ class DhtNode:
 
         `versions`: the versions of IP that it dials; they count where there is no UDP.
         """
-        self._streams = streams
-        if self._transport is None:
+        self.carriers.streams = streams
+        if self.carriers.udp is None:
             self.speak(frozenset(versions))
         self.engine.rpc.flags |= messages.SPEAKS_CHANNEL
 
@@ -234,8 +182,7 @@ class DhtNode:
 
     def speak(self, versions: frozenset[int]) -> None:
         """Use these versions of IP: what this machine has a way for; those that it has no socket for are left out."""
-        if isinstance(self._transport, UdpTransport) and not self._by_channel:
-            versions &= self._transport.versions
+        versions = self.carriers.usable(versions)
         if not versions:
             return
         self.engine.versions = versions
@@ -245,10 +192,14 @@ class DhtNode:
             speaks = {4: messages.SPEAKS_V4, 6: messages.SPEAKS_V6}
             rpc.flags |= sum(speaks[version] for version in versions)
 
+    def moved(self) -> None:
+        """This machine is in another network now: what did not pass before may pass here."""
+        self.carriers.moved()
+
     @property
     def by_channel(self) -> bool:
         """Whether questions go by channels now, because no datagrams pass."""
-        return self._by_channel
+        return self.carriers.by_channel
 
     def _load(self) -> None:
         """Bring back what the disk holds."""
@@ -269,10 +220,7 @@ class DhtNode:
             if timer is not None:
                 timer.cancel()
         self._timer = self._housekeeper = None
-        for transport in (self._transport, self._streams):
-            if transport is not None:
-                transport.close()
-        self._transport = self._streams = None
+        self.carriers.close()
         self.save_peers()
         self.storage.close()
 
@@ -285,10 +233,8 @@ class DhtNode:
 
     @property
     def local(self) -> tuple[str, int]:
-        """Where the node listens."""
-        if self._transport is None:
-            raise NoPeers("the DHT node is not running")
-        return self._transport.local
+        """Where the node listens by UDP. Raises NoPeers."""
+        return self.carriers.local
 
     @property
     def node_id(self) -> bytes:
@@ -304,19 +250,17 @@ class DhtNode:
             seeds = [*seeds, *self.storage.disk.load_peers()]
         seeds = list(seeds)
         known = await self._enter(seeds)
-        if not known and self.config.carry is Carry.BOTH and self._streams is not None:
-            # Datagrams lead nowhere; where channels don't either, there is no network, and nothing is decided.
-            self._by_channel = not self._by_channel
+        before = self.carriers.by_channel
+        if not known and self.carriers.switch(self.now(), by_channel=not before):
             known = await self._enter(seeds)
-            if known:
-                log.info("questions go %s from now on", "by channels" if self._by_channel else "by UDP")
-                self._asked_udp = self.now()
-            else:
-                self._by_channel = False
+            if not known:
+                # Nothing leads anywhere: then nothing is decided.
+                self.carriers.switch(self.now(), by_channel=before)
         return known
 
     async def _enter(self, seeds: Iterable[Seed | Contact]) -> int:
-        found = await asyncio.gather(*(self._contacts_of(seed) for seed in seeds))
+        versions, who_is = self.engine.versions, None if self.by_channel else self._who_is
+        found = await asyncio.gather(*(contacts_of(seed, versions, who_is) for seed in seeds))
         contacts = [c for several in found for c in several if c.key != self.key.public]
         if not contacts and not len(self.engine.table):
             return 0
@@ -333,13 +277,16 @@ class DhtNode:
         It enters the routing table if there is room for it.
         """
         # Whoever answers there by UDP says who it is; a channel is made to a key that is known before.
-        found = await self._contacts_of(seed if self._by_channel else Seed(seed.host, seed.port))
+        if self.by_channel:
+            found = await contacts_of(seed, self.engine.versions, None)
+        else:
+            found = await contacts_of(Seed(seed.host, seed.port), self.engine.versions, self._who_is)
         met = found[0] if found else None
         if met is None or (seed.key is not None and met.key != seed.key):
             return None
         answered: asyncio.Future[bool] = self._running().create_future()
         # Only an authenticated answer counts.
-        if self.ask(met, messages.Op.PING, b"", _Meeting(self.engine, answered)) is None:
+        if self.ask(met, messages.Op.PING, b"", Meeting(self.engine, _resolver(answered))) is None:
             return None
         return met if await answered else None
 
@@ -389,8 +336,8 @@ class DhtNode:
         """Have holders push what changes under a topic; returns the function that ends it.
 
         `on_record` gets each pushed record, verified, possibly twice. `on_digest` gets what a holder says of the whole
-        topic about every 25 seconds: (holder, digest, records), zeros for none. `holders`: those known already, who then
-        need not be searched.
+        topic about every 25 seconds: (holder, digest, records), zeros for none. `holders`: those known already, who
+        then need not be searched.
         """
         watch = Watch(self.engine, topic, on_record, on_digest, holders)
         self.engine.watching.add(watch, self.now())
@@ -412,7 +359,7 @@ class DhtNode:
 
     def wrote_to(self, host: str) -> bool:
         """Whether a datagram of ours went to this address lately."""
-        return isinstance(self._transport, UdpTransport) and self._transport.wrote_to(host)
+        return self.carriers.wrote_to(host)
 
     def heard_of(self) -> list[Contact]:
         """Nodes that others named and that nothing was sent to yet, as far as they are remembered."""
@@ -454,24 +401,7 @@ class DhtNode:
 
     def stats(self) -> Stats:
         """Counters since the start."""
-        engine, totals = self.engine, self.engine.rpc.totals
-        reach = engine.reach()
-        return Stats(
-            peers=len(engine.table),
-            records=engine.storage.records,
-            topics=len(engine.storage.topics()),
-            record_bytes=engine.storage.bytes,
-            evicted=engine.storage.evicted,
-            sent=totals.sent,
-            received=totals.received,
-            served=totals.served,
-            retries=totals.retries,
-            failures=totals.failures,
-            refused=totals.refused,
-            bad=totals.bad,
-            rtt=engine.rpc.rtt,
-            network_size=max(len(engine.table) + 1, engine.config.k * 2**160 // max(1, reach)),
-        )
+        return stats_of(self.engine)
 
     # -- driving the engine ------------------------------------------------------------------------------------
 
@@ -498,25 +428,12 @@ class DhtNode:
             raise NoPeers("the DHT node is not running")
         return self._loop
 
-    def _route(self, contact: Contact) -> Address:
-        """Where packets for a contact go."""
-        if not contact.via and not self._by_channel:
-            return contact.address
-        if self._streams is None:
-            raise BadContact("only channels lead there, and there are none")
-        return contact.address if contact.via else ByChannel(contact.ip, contact.port, contact.key)
-
     def _exempt(self, address: Address) -> bool:
         return not self.config.engine.count_local and scope_of(address[0]) is not Scope.GLOBAL
 
-    def _send(self, datagram: bytes, address: Address) -> None:
-        transport = self._streams if isinstance(address, ByChannel) else self._transport
-        if transport is not None:
-            transport.send(datagram, address)
-
     def _received(self, datagram: bytes, address: Address) -> None:
-        if datagram[:1] == HELLO and self._on_hello is not None and isinstance(self._transport, UdpTransport):
-            self._on_hello(address[0], self._transport.wrote_to(address[0]))
+        if datagram[:1] == HELLO and self._on_hello is not None:
+            self._on_hello(address[0], self.carriers.wrote_to(address[0]))
         self.engine.receive(datagram, address, self._clock.monotonic())
         self._arm()
 
@@ -545,77 +462,27 @@ class DhtNode:
         if self._loop is not None:
             self._housekeeper = self._loop.call_later(HOUSEKEEPING_S, self._housekeep)
         self._arm()
-        if self._by_channel and self._transport is not None and now - self._asked_udp >= UDP_AGAIN_S:
-            self._asked_udp = now
+        self.carriers.watch(self.engine.rpc.totals.unanswered, now)
+        if self.carriers.udp_is_due(now):
             self._ask_by_udp(now)
 
     def _ask_by_udp(self, now: float) -> None:
         """See whether datagrams pass by now: any answer says so."""
 
         def heard(key: bytes | None) -> None:
-            if key is not None and self._by_channel:
-                log.info("UDP works: questions go that way from now on")
-                self._by_channel = False
+            if key is not None:
+                self.carriers.switch(self.now(), by_channel=False)
 
         for contact in self.engine.table.closest(int.from_bytes(self.node_id, "big"), UDP_ASKED):
             if contact.via is Via.UDP:
                 self.engine.rpc.hello(contact.address, heard, now)
 
-    async def _contacts_of(self, seed: Seed | Contact) -> list[Contact]:
-        """Who is there, by each version of IP that we speak."""
-        if isinstance(seed, Contact):
-            return [seed]
-        versions = self.engine.versions
-        hosts = [seed.host]
-        if scope_of(seed.host) is Scope.UNUSABLE:
-            try:
-                found = await self._running().getaddrinfo(seed.host, seed.port, type=socket.SOCK_DGRAM)
-            except OSError:
-                found = []
-            hosts = [str(sockaddr[0]) for *_, sockaddr in found]
-        by_version = {6 if ":" in host else 4: host for host in reversed(hosts)}
-        usable = [by_version[version] for version in sorted(versions) if version in by_version]
-        if not usable:
-            log.warning("the seed %s does not resolve to an address that this node can use", seed.host)
-        contacts = await asyncio.gather(*(self._contact_of(host, seed) for host in usable))
-        return [contact for contact in contacts if contact is not None]
-
-    async def _contact_of(self, host: str, seed: Seed) -> Contact | None:
-        key = seed.key
-        if key is None:
-            if self._by_channel:
-                log.info("the seed %s is of no use where no datagrams pass: its node key is not known", seed.host)
-                return None
-            future: asyncio.Future[bytes | None] = self._running().create_future()
-            self.engine.rpc.hello((host, seed.port), _resolver(future), self.now())
-            self._arm()
-            key = await future
-        if key is None:
-            return None
-        try:
-            return intern_contact(Contact(key, host, seed.port))
-        except BadContact:
-            return None
-
-
-class _Meeting:
-    """Asks one node whether it is there."""
-
-    def __init__(self, engine: Engine, answer: asyncio.Future[bool]) -> None:
-        self._engine = engine
-        self._resolve = _resolver(answer)
-
-    def answered(self, call: Call, _reply: messages.Reply, now: float) -> None:
-        """It is."""
-        self._engine.heard(call.peer.contact, now)
-        self._resolve(True)
-
-    def late(self, call: Call, now: float) -> None:
-        """Wait."""
-
-    def failed(self, _call: Call, _now: float) -> None:
-        """It is not, or is another."""
-        self._resolve(False)
+    async def _who_is(self, address: Address) -> bytes | None:
+        """The node key at an address, by its own word; None when nobody answers."""
+        future: asyncio.Future[bytes | None] = self._running().create_future()
+        self.engine.rpc.hello(address, _resolver(future), self.now())
+        self._arm()
+        return await future
 
 
 def _resolver(future: asyncio.Future[T]) -> Callable[[T], None]:

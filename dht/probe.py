@@ -8,6 +8,7 @@ nothing to learn it is a ping, which also tells at what address we are seen.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from dht import messages
@@ -104,3 +105,23 @@ class _Probe:
     def failed(self, call: Call, now: float) -> None:
         """It is gone."""
         self._engine.lost(call.peer.contact, now)
+
+
+class Meeting:
+    """Asks one node, by one way, whether it is there: only an authenticated answer says so."""
+
+    def __init__(self, engine: Engine, done: Callable[[bool], None]) -> None:
+        self._engine = engine
+        self._done = done
+
+    def answered(self, call: Call, _reply: Reply, now: float) -> None:
+        """It is."""
+        self._engine.heard(call.peer.contact, now)
+        self._done(True)
+
+    def late(self, call: Call, now: float) -> None:
+        """Wait."""
+
+    def failed(self, _call: Call, _now: float) -> None:
+        """It is not, or is another."""
+        self._done(False)

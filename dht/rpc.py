@@ -146,9 +146,11 @@ class Server(Protocol):
 class Totals:
     """Counters of an Rpc."""
 
-    __slots__ = ("bad", "failures", "received", "refused", "retries", "sent", "served")
+    __slots__ = ("bad", "failures", "received", "refused", "retries", "sent", "served", "unanswered")
 
     def __init__(self) -> None:
+        self.unanswered = 0
+        """Questions that failed since the last answer came."""
         self.sent = self.received = self.served = self.retries = self.failures = self.refused = self.bad = 0
 
 
@@ -325,6 +327,7 @@ class Rpc:
             del self._calls[call.rid]
             peer.failures += 1
             self.totals.failures += 1
+            self.totals.unanswered += 1
             call.asker.failed(call, now)
             return
         first = call.tries == 1
@@ -379,6 +382,7 @@ class Rpc:
         reply = messages.parse_reply(packet.open_reply(peer.receive_key, datagram), call.op)
         del self._calls[call.rid]
         self.totals.received += 1
+        self.totals.unanswered = 0
         peer.token = reply.token
         peer.token_at = peer.heard_at = now
         peer.failures = 0

@@ -383,6 +383,7 @@ class Reachability:
             gone = self._hosts - hosts
             self._hosts = hosts
             self._evidence.forget()
+            self._dht.moved()
             log.info("this node's address has changed")
             self._channels.leave(lambda host, gone=gone: host in gone)  # type: ignore[misc]  # bound now
             for listener in self._on_move:

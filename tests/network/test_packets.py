@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from dht import messages, packet
+from dht import carriers, messages, packet
 from dht.contact import ByChannel, Contact, Via
 from dht.engine import EngineConfig
 from dht.node import Carry, DhtConfig, DhtNode, Seed, mine_node_key
@@ -146,7 +146,7 @@ async def test_both_finds_out_that_no_datagram_passes_and_that_they_do_again(
     node = Node(41, Carry.BOTH, client=True)
     net.append(node)
     await node.start(listen=False)
-    udp = node.dht._transport
+    udp = node.dht.carriers.udp
     assert udp is not None
     monkeypatch.setattr(udp, "send", lambda *_: None)
     assert await node.enter(net[0]) >= 3
@@ -156,6 +156,22 @@ async def test_both_finds_out_that_no_datagram_passes_and_that_they_do_again(
     node.dht._ask_by_udp(node.dht.now())
     await eventually(lambda: not node.dht.by_channel)
     assert (await node.dht.put(TOPIC, note(ALICE, TOPIC, sequence=2))).acks >= 5
+
+
+async def test_udp_that_dies_later_is_noticed_by_the_silence(net: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a laptop is carried into a network whose firewall drops datagrams."""
+    monkeypatch.setattr(carriers, "SILENT_S", 0.2)
+    node = Node(48, Carry.BOTH, client=True)
+    net.append(node)
+    await node.start(net[0], listen=False)
+    assert not node.dht.by_channel
+    udp = node.dht.carriers.udp
+    assert udp is not None
+    monkeypatch.setattr(udp, "send", lambda *_: None)
+    await node.dht.find_nodes(TOPIC)
+    await eventually(lambda: node.dht.by_channel)
+    assert await node.enter(net[0]) >= 3
+    assert (await node.dht.put(TOPIC, note(ALICE, TOPIC))).acks >= 5
 
 
 async def test_where_nobody_answers_in_any_way_nothing_is_decided(net: list[Node]) -> None:

@@ -227,7 +227,7 @@ async def test_router_that_lets_in_only_whom_we_wrote_to_is_told_from_one_that_l
     stranger = await make(2).start(None, told=PUBLIC)
     node = make(5)
     await node.start(None)
-    udp = node.dht._transport
+    udp = node.dht.carriers.udp
     assert isinstance(udp, UdpTransport)
     inner = udp._receive
 
