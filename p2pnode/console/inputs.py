@@ -14,6 +14,7 @@ from p2pnode import money
 from p2pnode.api.schema import MethodDetails
 from p2pnode.birthday import parse_birthday
 from protocol.errors import UserError
+from protocol.identity import parse_persona, persona_text
 
 T = TypeVar("T")
 
@@ -72,6 +73,11 @@ def amount_range(text: str) -> tuple[int, int]:
 def currency(text: str) -> str:
     """A currency code in capitals. Raises BadPrice."""
     return money.parse_currency(text)
+
+
+def persona(text: str) -> str:
+    """A persona in its checked form, `persona1...`. Raises BadId."""
+    return persona_text(parse_persona(text))
 
 
 def whole(text: str, least: int, most: int, what: str) -> int:

@@ -46,7 +46,7 @@ def render(view: Struct) -> RenderableType:
 def _persona(view: p.PersonaView) -> RenderableType:
     cost = (
         f"about {view.forging_fee_sats:,} sat in fees and {view.forging_locked_sats:,} sat locked for "
-        f"{view.forging_blocks:,} blocks"
+        f"{_blocks(view.forging_blocks)}"
     )
     bond = view.bond
     rulings = f"{view.rulings_in_time} in time, {view.rulings_late} late"
@@ -72,7 +72,7 @@ def _persona(view: p.PersonaView) -> RenderableType:
         table = columns("with", "ended", "escrow", "fee", "locked", "block", right=("escrow", "fee", "locked", "block"))
         table.title = "Proved trades"
         for line in view.receipts:
-            locked = f"{line.blocks} blocks"
+            locked = _blocks(line.blocks)
             row(
                 table,
                 line.counterparty[: SHORT + 8],
@@ -90,6 +90,10 @@ def _persona(view: p.PersonaView) -> RenderableType:
             row(table, said.rater[: SHORT + 8], mark, said.text, f"{said.credit:,}", when(said.created))
         parts.append(table)
     return Group(*parts)
+
+
+def _blocks(count: int) -> str:
+    return f"{count:,} block{'' if count == 1 else 's'}"
 
 
 def _trades(view: p.PersonaView) -> str:
@@ -165,7 +169,7 @@ def _state(view: p.BondView) -> str:
         case "waiting":
             return "waits for a block"
         case "standing":
-            return f"{view.blocks_left:,} blocks left"
+            return f"{_blocks(view.blocks_left)} left"
         case "free":
             return "may be taken back"
         case "spent":

@@ -67,8 +67,8 @@ def bond_verbs(arbiter: Verbs) -> None:
     )
     create.add_argument("--amount", type=typed("positive_sats"), required=True, metavar="AMOUNT")
     until = create.add_mutually_exclusive_group(required=True)
-    until.add_argument("--until", type=int, metavar="HEIGHT", help="the block that unlocks it, rounded up")
-    until.add_argument("--for", dest="blocks", type=int, metavar="BLOCKS", help="so many blocks from now, rounded up")
+    until.add_argument("--until", type=typed("block_height"), metavar="HEIGHT", help="the block that unlocks it, rounded up")
+    until.add_argument("--for", dest="blocks", type=typed("block_height"), metavar="BLOCKS", help="so many blocks from now, rounded up")
     create.add_argument("--fee-rate", type=typed("fee_rate"), metavar="SAT/VB")
     yes(create)
     verbs.add(bond_list, "list", "list your bonds and when they unlock")
@@ -77,11 +77,11 @@ def bond_verbs(arbiter: Verbs) -> None:
     spend.add_argument("--to", metavar="ADDRESS", help="where to (a fresh address of the wallet)")
     spend.add_argument("--fee-rate", type=typed("fee_rate"), metavar="SAT/VB")
     restore = verbs.add(bond_restore, "restore", "find your bonds from the mnemonic alone")
-    restore.add_argument("--from", dest="height", type=int, default=0, metavar="HEIGHT", help="look from there on (0)")
+    restore.add_argument("--from", dest="height", type=typed("block_height"), default=0, metavar="HEIGHT", help="look from there on (0)")
 
 
 def _persona(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("persona", metavar="PERSONA", help="persona1...")
+    parser.add_argument("persona", type=typed("persona"), metavar="PERSONA", help="persona1...")
 
 
 def persona_list(args: argparse.Namespace) -> int:
