@@ -19,7 +19,7 @@ from p2pnode.console import evidence
 from p2pnode.console.cells import clean
 from p2pnode.console.inputs import BadInput
 from p2pnode.money import format_percent, format_sats
-from p2pnode.services.cases import finding_views
+from p2pnode.services.case_views import finding_views
 from p2pnode.services.dispute_views import REASONS, attachment_view, claim_text
 from protocol.attachment import MAX_ATTACHMENT
 from protocol.bundle import MAX_BUNDLE, Verdict, verify_bundle
