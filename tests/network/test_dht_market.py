@@ -14,6 +14,7 @@ from dht.contact import Contact
 from dht.market import DESCEND_AT, SPLIT_AT, Market, MarketKey
 from dht.node import DhtNode
 from dht.records import Record, RecordKind, RecordMeta, Registry
+from dht.storage import Outcome, Put
 from dht.stream import TcpFrames
 from dht.topics import offer_topics, offers_topic, shard_of
 from protocol.identity import SigningKey
@@ -285,3 +286,68 @@ async def test_an_expired_record_among_others_spoils_nothing(net: MarketNet) -> 
     market = Market(reader, KEY, seen.append, open_stream=TcpFrames.open)
     done = await market.refresh()
     assert (len(seen), done.failures) == (29, 0)
+
+
+def near(net: MarketNet, topic: bytes) -> list[DhtNode]:
+    """The eight nodes closest to a topic: its holders."""
+    target = int.from_bytes(topic, "big")
+    return sorted(net.nodes, key=lambda n: int.from_bytes(n.node_id, "big") ^ target)[:8]
+
+
+async def test_holders_that_keep_still_are_not_listened_to_for_long(net: MarketNet) -> None:
+    """They acknowledge, push nothing, and tell at each renewal that nothing has changed."""
+    topic = KEY.topic((0, 0))
+    offer_id, record = bid(7)
+    publisher = Market(net.nodes[1], KEY, lambda _: None, open_stream=TcpFrames.open)
+    await publisher.publish(offer_id, record)
+    book: dict[bytes, Record] = {}
+    reader = net.outsider(topic)
+    market = Market(reader, KEY, lambda r: book.update({r.tag: r}), open_stream=TcpFrames.open)
+    await market.follow()
+    await until(lambda: sum(n.engine.watchers.count for n in net.nodes) >= 2)
+    (watch,) = reader.engine.watching._by_topic[topic]
+    mute = [n for n in net.nodes if n.key.public in {holder.key for holder in watch.holders}]
+    assert len(mute) == 2
+    for node in mute:
+        state = node.storage.digest(topic) + node.storage.total(topic).to_bytes(2, "big")
+        node.engine.watchers.changed = lambda *_: None  # type: ignore[method-assign]
+        node.engine.watchers.serve = lambda *_, state=state: b"\0" + state  # type: ignore[method-assign,misc]
+    await publisher.publish(offer_id, bid(7, sequence=2, gone=True)[1])
+    for renewal in range(1, 12):
+        watch.step(reader.now() + 31 * renewal)
+        await asyncio.sleep(0.05)
+        if any(r.meta.tombstone for r in book.values()):
+            break
+    assert renewal <= 10, "some five minutes"
+    for one in (publisher, market):
+        await one.close()
+
+
+async def test_a_crowd_around_a_shard_that_holds_back_hides_nothing(net: MarketNet) -> None:
+    """Twenty nodes packed around it say, all alike, that there is next to nothing: the honest are asked as well."""
+    topic = KEY.topic((0, 0))
+    bids = [bid(i) for i in range(60)]
+    net.load(bids)
+    honest = near(net, topic)
+    target = int.from_bytes(topic, "big")
+    edge = int.from_bytes(honest[0].node_id, "big") ^ target
+    first = len(net.nodes)
+    while len(net.nodes) < first + 20:
+        node = net.make()
+        if int.from_bytes(node.node_id, "big") ^ target >= edge:
+            net.nodes.remove(node)
+            continue
+        await node.start()
+        node.engine.registry = Registry(Network.REGTEST, (BIDS,))
+        await node.bootstrap([net.seed_of(0)])
+        now = int(time.time())
+        held = node.engine.registry.trust(bid(1)[1].raw, topic, now)
+        node.storage.put(
+            topic, node.engine.registry.trust(held.raw, topic, int(time.time())), BIDS, b"", int(time.time())
+        )
+        node.engine.keep = lambda *_: Put(Outcome.STORED)  # type: ignore[method-assign]
+    seen: list[Record] = []
+    market = Market(net.outsider(topic), KEY, seen.append, open_stream=TcpFrames.open)
+    await market.refresh()
+    assert {r.raw for r in seen} == {b.raw for _, b in bids}
+    await market.close()
