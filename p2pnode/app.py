@@ -40,6 +40,7 @@ from p2pnode.delivery import DELIVER_SERVICE
 from p2pnode.entry import Entry
 from p2pnode.keyring import Keyring
 from p2pnode.keystore import Keys
+from p2pnode.metrics import Metrics
 from p2pnode.notices import Notices
 from p2pnode.offerbook import OfferBook
 from p2pnode.ownoffers import OwnOffers
@@ -220,18 +221,19 @@ class App:
         )
         account = f"{network.name.lower()} {facts.persona.hex()[:8] if facts.persona else ''}".strip()
         factor = SecondFactor(database, self.keyring.node.seed, clock, account)
+        node = NodeService(
+            facts,
+            dht,
+            clock,
+            self.stop,
+            chain=None if coins is None else coins[0],
+            sessions=channels.sessions,
+            trades=trades,
+            own=own,
+            reach=self._reach_view,
+        )
         services = Services(
-            node=NodeService(
-                facts,
-                dht,
-                clock,
-                self.stop,
-                chain=None if coins is None else coins[0],
-                sessions=channels.sessions,
-                trades=trades,
-                own=own,
-                reach=self._reach_view,
-            ),
+            node=node,
             peers=PeerService(dht, channels.sessions, clock),
             arbiters=ArbiterService(
                 directory,
@@ -253,9 +255,13 @@ class App:
             receipts=None if standing is None else standing.receipt_service,
             bonds=None if standing is None else standing.bond_service,
         )
+        self.services = services
         api = ApiServer(services, config.api, self.data)
         self._parts.push_async_callback(api.close)
         await api.start()
+        self.metrics = metrics = Metrics(node.info, dht.stats, book, trades, self._relay, config=config.metrics)
+        self._parts.push_async_callback(metrics.close)
+        await metrics.start()
         expiring = () if standing is None else (standing.forget_expired,)
         self._every_minute(book.expire, own.expire, contacts.forget_expired, *expiring)
 
@@ -298,7 +304,7 @@ class App:
 
     def _reachability(self, channels: Channels, dht: DhtNode, listening: Sequence[Address]) -> Reachability:
         config, network = self.config, self.config.network
-        relay = Relay(channels, choices.relay_limits(config))
+        self._relay = relay = Relay(channels, choices.relay_limits(config))
         self._parts.callback(relay.close)
         mapper: PortMapper | None = None
         if choices.maps_port(config):

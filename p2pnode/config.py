@@ -99,6 +99,16 @@ class ApiConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricsConfig:
+    """`/metrics` for Prometheus and `/health` for watchdogs: counts and states, without a login."""
+
+    host: Literal["127.0.0.1", "::1", "localhost"] = "127.0.0.1"
+    """Loopback only; a collector on another machine reaches it through a tunnel or a proxy with a login."""
+    port: Port | None = None
+    """None: not at all. 0 takes any free one."""
+
+
+@dataclass(frozen=True, slots=True)
 class ChainConfig:
     """Where the node sees the Bitcoin chain. A bootstrap node needs none."""
 
@@ -267,6 +277,7 @@ class Config:
     keystore: KeystoreConfig = KeystoreConfig()
     log: LogConfig = LogConfig()
     limits: LimitConfig = LimitConfig()
+    metrics: MetricsConfig = MetricsConfig()
 
     def has(self, role: Role) -> bool:
         """Whether the node plays this role."""

@@ -114,6 +114,10 @@ class OfferBook:
 
     # --- coming in ----------------------------------------------------------------------------------------------
 
+    def count(self) -> int:
+        """How many offers it holds."""
+        return int(self._db.execute("SELECT count(*) FROM book").fetchone()[0])
+
     def add(self, envelope: Envelope, offer: Offer, now: int) -> bool:
         """Keep a verified offer unless this or a newer version, or its tombstone, is known. True when it is new."""
         added = self._db.execute(_ADD, _row(envelope, offer, now)).rowcount

@@ -104,6 +104,10 @@ class TradeStore:
         """How many trades are not at their end."""
         return int(self._db.execute("SELECT count(*) FROM trades WHERE open = 1").fetchone()[0])
 
+    def count_outbox(self) -> int:
+        """Messages that their recipients have not confirmed to have stored."""
+        return int(self._db.execute("SELECT count(*) FROM outbox").fetchone()[0])
+
     def of_offer(self, offer_id: bytes) -> list[StoredTrade]:
         """The trades made of one offer."""
         return [_stored(r) for r in self._db.execute(f"{_SELECT} WHERE offer_id = ?", (offer_id,))]
