@@ -67,8 +67,12 @@ def bond_verbs(arbiter: Verbs) -> None:
     )
     create.add_argument("--amount", type=typed("positive_sats"), required=True, metavar="AMOUNT")
     until = create.add_mutually_exclusive_group(required=True)
-    until.add_argument("--until", type=typed("block_height"), metavar="HEIGHT", help="the block that unlocks it, rounded up")
-    until.add_argument("--for", dest="blocks", type=typed("block_height"), metavar="BLOCKS", help="so many blocks from now, rounded up")
+    until.add_argument(
+        "--until", type=typed("block_height"), metavar="HEIGHT", help="the block that unlocks it, rounded up"
+    )
+    until.add_argument(
+        "--for", dest="blocks", type=typed("block_height"), metavar="BLOCKS", help="so many blocks from now, rounded up"
+    )
     create.add_argument("--fee-rate", type=typed("fee_rate"), metavar="SAT/VB")
     yes(create)
     verbs.add(bond_list, "list", "list your bonds and when they unlock")
@@ -77,11 +81,20 @@ def bond_verbs(arbiter: Verbs) -> None:
     spend.add_argument("--to", metavar="ADDRESS", help="where to (a fresh address of the wallet)")
     spend.add_argument("--fee-rate", type=typed("fee_rate"), metavar="SAT/VB")
     restore = verbs.add(bond_restore, "restore", "find your bonds from the mnemonic alone")
-    restore.add_argument("--from", dest="height", type=typed("block_height"), default=0, metavar="HEIGHT", help="look from there on (0)")
+    restore.add_argument(
+        "--from", dest="height", type=typed("block_height"), default=0, metavar="HEIGHT", help="look from there on (0)"
+    )
 
 
 def _persona(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("persona", type=typed("persona"), metavar="PERSONA", help="persona1...")
+    parser.add_argument("persona", metavar="PERSONA", help="persona1...")
+
+
+def _who(args: argparse.Namespace) -> str:
+    """The persona that is meant. Raises BadId."""
+    from p2pnode.console import inputs
+
+    return inputs.persona(args.persona)
 
 
 def persona_list(args: argparse.Namespace) -> int:
@@ -91,19 +104,19 @@ def persona_list(args: argparse.Namespace) -> int:
 
 def persona_show(args: argparse.Namespace) -> int:
     """`p2pnode persona show`."""
-    return ask(args, lambda node: busy("Looking the persona up", node.persona(args.persona)))
+    return ask(args, lambda node: busy("Looking the persona up", node.persona(_who(args))))
 
 
 def persona_note(args: argparse.Namespace) -> int:
     """`p2pnode persona note`."""
-    return ask(args, lambda node: busy("Keeping the note", node.persona_note(args.persona, args.text)))
+    return ask(args, lambda node: busy("Keeping the note", node.persona_note(_who(args), args.text)))
 
 
 def persona_stand(args: argparse.Namespace) -> int:
     """`p2pnode persona trust`, `untrust`, `block` and `unblock`."""
     verb = str(args.verb).rpartition(" ")[2]
     standing: StandingName = "trusted" if verb == "trust" else "blocked" if verb == "block" else ""
-    return ask(args, lambda node: busy("Telling the node", node.persona_standing(args.persona, standing)))
+    return ask(args, lambda node: busy("Telling the node", node.persona_standing(_who(args), standing)))
 
 
 def trade_rate(args: argparse.Namespace) -> int:
