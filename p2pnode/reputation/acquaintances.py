@@ -17,7 +17,7 @@ Standing = Literal["", "trusted", "blocked"]
 class NoteTooLong(UserError):
     """A note has at most 500 characters."""
 
-    code = 3330
+    code = 3335
 
 
 class Acquaintance(Struct, frozen=True):
