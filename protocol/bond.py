@@ -42,7 +42,7 @@ LockHeight = Annotated[int, Meta(ge=1, le=499_999_999)]
 class BadBond(PeerViolation):
     """The bond does not belong to the persona that shows it."""
 
-    code = 2190
+    code = 2196
 
 
 class Bond(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

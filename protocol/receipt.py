@@ -42,7 +42,7 @@ MAX_RECEIPT_LIFETIME: Final = 400 * 86_400
 class BadReceipt(PeerViolation):
     """The receipt is not signed by those whom it names, or does not fit its trade."""
 
-    code = 2191
+    code = 2197
 
 
 class Ending(IntEnum):
