@@ -267,6 +267,7 @@ def readers(data: bytes) -> None:
         lambda: _join(data),
         *((lambda kind=kind: transcript.header_of(of(kind))) for kind in (Kind.CHAT, Kind.PAID)),
         lambda: relay.read_endpoint(data),
+        lambda: relay.read_registered(data),
         lambda: relay.read_port(data),
         lambda: relay.read_probed(data),
     )

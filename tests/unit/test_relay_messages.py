@@ -12,6 +12,7 @@ from protocol.relay import (
     Op,
     Probed,
     Reached,
+    Registered,
     connect,
     pack_endpoint,
     probe,
@@ -19,6 +20,8 @@ from protocol.relay import (
     read_endpoint,
     read_port,
     read_probed,
+    read_registered,
+    registered,
 )
 
 V4 = "04c6336402 1b58".replace(" ", "")
@@ -54,6 +57,33 @@ def test_wrong_endpoints_are_refused(bad: str) -> None:
 def test_wrong_ports_are_refused(bad: str) -> None:
     with pytest.raises(Malformed):
         read_port(bytes.fromhex(bad))
+
+
+def test_relay_says_where_it_sees_the_client_and_where_it_is_itself() -> None:
+    seen, other = Address("198.51.100.2", 7000), Address("2001:db8::1", 65_535)
+    assert registered(seen, ()).hex() == V4 + "00"
+    assert registered(seen, (other, seen)).hex() == V4 + "02" + V6 + V4
+    assert read_registered(registered(seen, (other, seen))) == Registered(seen, (other, seen))
+    # A name can't be told, and more than four are not.
+    assert registered(seen, (Address("relay.example.org", 1),)).hex() == V4 + "00"
+    assert len(read_registered(registered(seen, (seen,) * 9)).own) == 4
+
+
+@pytest.mark.parametrize(
+    "bad", ["", V4, V4 + "01", V4 + "05" + 5 * V4, V4 + "00" + "00", V4 + "01" + V6[:-2], "00" + V4]
+)
+def test_wrong_answers_to_a_registration_are_refused(bad: str) -> None:
+    with pytest.raises(Malformed):
+        read_registered(bytes.fromhex(bad))
+
+
+@given(st.binary(max_size=60))
+def test_any_answer_to_a_registration_is_read_to_the_same_bytes_or_refused(data: bytes) -> None:
+    try:
+        found = read_registered(data)
+    except Malformed:
+        return
+    assert registered(*found) == data
 
 
 @given(st.binary(max_size=40))
