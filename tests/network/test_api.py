@@ -116,7 +116,9 @@ class TestWhoMayAsk:
         assert len(seen) == 2
         assert all(len(cookie.strip().removeprefix("__cookie__:")) == 64 for cookie in seen)
 
-    @pytest.mark.parametrize("path", [f"{PREFIX}/info", f"{PREFIX}/openapi.json", f"{PREFIX}/events/stream", f"{PREFIX}/x"])
+    @pytest.mark.parametrize(
+        "path", [f"{PREFIX}/info", f"{PREFIX}/openapi.json", f"{PREFIX}/events/stream", f"{PREFIX}/x"]
+    )
     async def test_nothing_answers_without_the_login(self, http: Http, twin: Twin, path: str) -> None:
         before = twin.calls
         answer = await http.ask("GET", path, login=False)
