@@ -17,6 +17,7 @@ from protocol.messages import (
     ChatLine,
     Claim,
     Disputed,
+    FeeProposal,
     Header,
     OpenedDetails,
     Paid,
@@ -26,7 +27,7 @@ from protocol.messages import (
     decode,
     encode,
 )
-from protocol.outcome import SettlementOutcome
+from protocol.outcome import ReleaseOutcome, SettlementOutcome
 from protocol.ruling import Equivocation, NoEquivocation, read_equivocation
 from protocol.transcript import BadTranscript, check_fork, find_fork, fit, read_transcript
 from protocol.types import Branch, Side
@@ -201,6 +202,36 @@ class TestVerdict:
         txid = CHECKS.payout_txid(record.contract, NETWORK, outcome)
         record.say(Side.BUY, Agreed(txid, record.sign(Side.BUY, outcome)))
         assert judged(record).findings == ()
+
+    @pytest.mark.parametrize("proposer", list(Side))
+    def test_fee_that_both_raised_has_no_culprit(self, proposer: Side) -> None:
+        """The answer is the node's own: no command of a user stands behind it."""
+        record = Record()
+        record.release()
+        fees = record.contract.fees
+        raised = ReleaseOutcome(fees.payout_max)
+        base = CHECKS.payout_txid(record.contract, NETWORK, ReleaseOutcome())
+        record.say(proposer, FeeProposal(base, fees.payout_max, record.sign(proposer, raised)))
+        txid = CHECKS.payout_txid(record.contract, NETWORK, raised)
+        record.say(proposer.other, Agreed(txid, record.sign(proposer.other, raised)))
+        assert judged(record).findings == ()
+
+    def test_fee_outside_the_band_or_of_a_foreign_payout_is_its_proposers_fault(self) -> None:
+        fees = Record().contract.fees
+        base = CHECKS.payout_txid(Record().contract, NETWORK, ReleaseOutcome())
+        for rate, of in ((fees.payout_max + 1, base), (fees.payout_max, fixed("elsewhere"))):
+            record = Record()
+            record.release()
+            record.say(Side.BUY, FeeProposal(of, rate, record.sign(Side.BUY)))
+            assert [f.persona for f in judged(record).findings] == [record.keys[Side.BUY].public]
+
+    def test_answer_to_a_fee_that_nobody_proposed_is_its_senders_fault(self) -> None:
+        record = Record()
+        record.release()
+        raised = ReleaseOutcome(record.contract.fees.payout_max)
+        txid = CHECKS.payout_txid(record.contract, NETWORK, raised)
+        record.say(Side.SELL, Agreed(txid, record.sign(Side.SELL, raised)))
+        assert [f.persona for f in judged(record).findings] == [record.keys[Side.SELL].public]
 
     def test_false_payment_details_are_the_sellers_fault(self) -> None:
         record = Record()
