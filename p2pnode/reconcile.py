@@ -108,6 +108,7 @@ class Reconciler:
         """Chains that were held and whose other side has told that nothing is lacking."""
         self._busy: set[tuple[str, bytes]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
 
     def start(self) -> None:
         """Ask the other side of everything that is open, now and from time to time."""
@@ -115,6 +116,7 @@ class Reconciler:
 
     async def close(self) -> None:
         """Stop asking."""
+        self._closing = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -238,7 +240,7 @@ class Reconciler:
             finally:
                 self._busy.discard(key)
 
-        if key in self._busy:
+        if self._closing or key in self._busy:
             return
         self._busy.add(key)
         task = asyncio.create_task(run(), name="reconcile")

@@ -37,6 +37,8 @@ class CourtNode(TwinNode):
 
     async def up(self, *, dies_at: int | None = None, loses_it: bool = False) -> None:
         await super().up(dies_at=dies_at, loses_it=loses_it)
+        if not self.alive:
+            return  # it died on the way
         self.desk = CaseDesk(
             self.engine.trades,
             self.engine.conversations,

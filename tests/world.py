@@ -254,6 +254,7 @@ class TwinNode:
         self.chain.views.remove(self.backend)
         self.executor._closing = True
         self.delivery._closing = True
+        self.reconciler._closing = True
         for task in self.tasks():
             if task is not asyncio.current_task():
                 task.cancel()
@@ -296,11 +297,11 @@ class TwinNode:
         del persona
         return []
 
-    def contact(self) -> Envelope:
-        """Our contact record."""
+    def contact(self, at: int = NOW) -> Envelope:
+        """Our contact record, as made at that time."""
         persona = self.keyring.persona
         node = self.keyring.node.public
-        record = ContactRecord(persona.public, 1, local_contact(node, "127.0.0.1", 1), (), NOW - 10, NOW + 86_400)
+        record = ContactRecord(persona.public, 1, local_contact(node, "127.0.0.1", 1), (), at - 10, at + 86_400)
         body = find_work(Kind.CONTACT, NETWORK, pack(record), CONTACT_WORK_BITS)
         return persona.seal(Kind.CONTACT, NETWORK, body)
 

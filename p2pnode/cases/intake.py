@@ -128,7 +128,11 @@ class CaseIntake:
             raise DeskFull
         event = _opened(message, case, side, branch, opening, self._network)
         with self._trades.database.transaction():
-            self._contacts.remember(contact, self._clock.now())
+            try:
+                self._contacts.remember(contact, self._clock.now())
+            except Malformed as e:
+                # It only says where to try. A clock that is wrong, ours or theirs, must not cost them their case.
+                log.info("the contact record of a case is not used: %s", e.detail)
             self._engine.conversations.expect(contract, branch, side, arbitrates=True)
             conversation = self._engine.conversations.get(chain)
             if conversation is None:
