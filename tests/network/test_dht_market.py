@@ -222,7 +222,7 @@ async def test_two_holders_that_boast_hide_nothing(net: MarketNet) -> None:
         for slot in node.storage.slots(topic):
             node.storage._remove(topic, slot)
         node.storage.total = lambda topic: 60_000  # type: ignore[method-assign]
-        node.storage.digest = lambda topic, n=n: bytes([n]) * 8  # type: ignore[method-assign,misc]
+        node.storage.digest = lambda topic, n=n: bytes([n]) * 8  # type: ignore[method-assign]
     seen: list[Record] = []
     market = Market(net.outsider(topic), KEY, seen.append, open_stream=TcpFrames.open)
     await market.refresh()
@@ -311,7 +311,7 @@ async def test_holders_that_keep_still_are_not_listened_to_for_long(net: MarketN
     for node in mute:
         state = node.storage.digest(topic) + node.storage.total(topic).to_bytes(2, "big")
         node.engine.watchers.changed = lambda *_: None  # type: ignore[method-assign]
-        node.engine.watchers.serve = lambda *_, state=state: b"\0" + state  # type: ignore[method-assign,misc]
+        node.engine.watchers.serve = lambda *_, state=state: b"\0" + state  # type: ignore[method-assign]
     await publisher.publish(offer_id, bid(7, sequence=2, gone=True)[1])
     for renewal in range(1, 12):
         watch.step(reader.now() + 31 * renewal)
