@@ -19,14 +19,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
-from decimal import ROUND_CEILING, Decimal
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
 
+from escrow.chain import electrumwords as words
 from escrow.chain.base import (
     BackendError,
     BackendUnreachable,
@@ -42,7 +41,7 @@ from escrow.chain.driver import Backend
 from escrow.chain.electrumrpc import ElectrumError, ElectrumRpc
 from escrow.chain.fees import fee_of
 from escrow.chain.follow import HeaderInfo
-from escrow.chain.headers import ANCHORS, HEADER_BYTES, RETARGET, NotConnected
+from escrow.chain.headers import ANCHORS, RETARGET, NotConnected
 from escrow.chain.headerstore import HeaderStore
 from escrow.chain.localtest import check_alone
 from escrow.chain.merkle import check_branch, check_provable
@@ -223,13 +222,13 @@ class ElectrumView:
     async def fee_rate(self, target_blocks: int) -> FeeRate:
         """The server's estimate, never under what its node takes. Raises FeeUnknown."""
         rpc = await self._connected()
-        estimate = _sat(await rpc.call("blockchain.estimatefee", max(1, min(1_008, target_blocks))))
+        estimate = words.sat(await rpc.call("blockchain.estimatefee", max(1, min(1_008, target_blocks))))
         try:
-            floor = _sat(await rpc.call("blockchain.relayfee"))
+            floor = words.sat(await rpc.call("blockchain.relayfee"))
         except ElectrumError:  # 1.6 has another question for it
             answer = await rpc.call("mempool.get_info")
             info = answer if isinstance(answer, dict) else {}
-            floor = max(_sat(info.get("mempoolminfee", 0)), _sat(info.get("minrelaytxfee", 0)))
+            floor = max(words.sat(info.get("mempoolminfee", 0)), words.sat(info.get("minrelaytxfee", 0)))
         if estimate <= 0:
             if self._config.fallback_fee_rate is None:
                 raise FeeUnknown
@@ -297,9 +296,9 @@ class ElectrumView:
             return False
         rpc = await self._connected()
         script = tx.outputs[outpoint.vout].script_pubkey
-        listed = await rpc.call("blockchain.scripthash.listunspent", _scripthash(script))
+        listed = await rpc.call("blockchain.scripthash.listunspent", words.scripthash(script))
         name = txid_text(outpoint.txid)
-        mempool = await rpc.call("blockchain.scripthash.get_mempool", _scripthash(script))
+        mempool = await rpc.call("blockchain.scripthash.get_mempool", words.scripthash(script))
         try:
             there = any(e["tx_hash"] == name and e["tx_pos"] == outpoint.vout and e["height"] > 0 for e in listed)
             waiting = [txid_bytes(entry["tx_hash"]) for entry in mempool]
@@ -359,7 +358,7 @@ class ElectrumView:
         while True:
             start = max(chain.anchor.height + 1, chain.height + 1 - _STEPS[step])
             answer = await rpc.call("blockchain.block.headers", start, RETARGET)
-            headers = _headers(answer)
+            headers = words.headers(answer)
             if not headers and step == 0:
                 # Nothing above our tip; whether our tip is the server's too, the block below tells.
                 step = 1
@@ -383,7 +382,7 @@ class ElectrumView:
     async def _fresh(self, scripts: Iterable[bytes]) -> list[_History]:
         """The histories of these scripts as the server has them now."""
         rpc = await self._connected()
-        named = {_scripthash(script): script for script in scripts}
+        named = {words.scripthash(script): script for script in scripts}
         new = [name for name in named if name not in self._histories]
         for name in new:
             self._histories[name] = _History(named[name])
@@ -402,8 +401,8 @@ class ElectrumView:
             for name in set(stale) - set(asked):
                 self._histories[name].entries = {}
             for name, answer in zip(asked, answers, strict=True):
-                self._histories[name].entries = _entries(answer)
-            await self._compare(rpc, {n: _status_of(a) for n, a in zip(asked, answers, strict=True)})
+                self._histories[name].entries = words.entries(answer)
+            await self._compare(rpc, {n: words.status_of(a) for n, a in zip(asked, answers, strict=True)})
         return [self._histories[name] for name in named]
 
     async def _compare(self, rpc: ElectrumRpc, told: dict[str, str | None]) -> None:
@@ -423,8 +422,8 @@ class ElectrumView:
                 self._distrust(odd)
                 raise
             for name, answer in zip(odd, answers, strict=True):
-                self._histories[name].entries = _entries(answer)
-            odd = [n for n, a in zip(odd, answers, strict=True) if self._histories[n].status != _status_of(a)]
+                self._histories[name].entries = words.entries(answer)
+            odd = [n for n, a in zip(odd, answers, strict=True) if self._histories[n].status != words.status_of(a)]
         if odd:
             self._distrust(odd)
             raise ProofFailed(f"the Electrum server {rpc.name} leaves something out of an address's history")
@@ -454,8 +453,8 @@ class ElectrumView:
         rpc = await self._connected()
         for output in tx.outputs:
             if output.script_pubkey[:1] != b"\x6a":
-                entries = _entries(
-                    await rpc.call("blockchain.scripthash.get_history", _scripthash(output.script_pubkey))
+                entries = words.entries(
+                    await rpc.call("blockchain.scripthash.get_history", words.scripthash(output.script_pubkey))
                 )
                 return entries.get(tx.txid)
         return None
@@ -518,52 +517,7 @@ class ElectrumBackend(Backend):
         super().__init__(self.view, poll_seconds=config.poll_seconds, safety_poll_seconds=config.safety_poll_seconds)
 
 
-def _scripthash(script: bytes) -> str:
-    """How the protocol names a script."""
-    return sha256(script).digest()[::-1].hex()
-
-
 def _waiting(histories: Iterable[_History]) -> list[Txid]:
     """What waits, parents before children: 0 means that all inputs are in blocks, -1 that some are not."""
     found = [(-height, txid) for h in histories for txid, height in h.entries.items() if height <= 0]
     return [txid for _, txid in sorted(found)]
-
-
-def _entries(answer: object) -> dict[Txid, int]:
-    """A history. In a block counts if a transaction is said to be both there and waiting, as may be for a moment."""
-    entries: dict[Txid, int] = {}
-    try:
-        for entry in answer if isinstance(answer, list) else []:
-            txid, height = txid_bytes(entry["tx_hash"]), int(entry["height"])
-            entries[txid] = max(height, entries.get(txid, height))
-    except (KeyError, TypeError, ValueError, OverflowError) as e:
-        raise ProofFailed("an Electrum server sent a history that does not parse") from e
-    return entries
-
-
-def _status_of(answer: object) -> str | None:
-    """The status that a history has by the protocol's documentation; None for an empty one."""
-    if not isinstance(answer, list) or not answer:
-        return None
-    text = "".join(f"{entry['tx_hash']}:{entry['height']}:" for entry in answer)
-    return sha256(text.encode()).hexdigest()
-
-
-def _headers(answer: object) -> list[bytes]:
-    """Headers: in one text up to version 1.4, in a list from 1.6 on."""
-    try:
-        if isinstance(answer, dict) and "headers" in answer:
-            return [bytes.fromhex(text) for text in answer["headers"]]
-        raw = bytes.fromhex(answer["hex"]) if isinstance(answer, dict) else b""
-    except (KeyError, TypeError, ValueError) as e:
-        raise ProofFailed("an Electrum server sent headers that do not parse") from e
-    return [raw[i : i + HEADER_BYTES] for i in range(0, len(raw), HEADER_BYTES)]
-
-
-def _sat(btc: object) -> int:
-    """Satoshis, rounded up; -1 where the server has no answer. Raises BackendError where it is no number at all."""
-    try:
-        value = Decimal(str(btc))
-        return -1 if value < 0 else int((value * 100_000_000).to_integral_value(ROUND_CEILING))
-    except (ArithmeticError, ValueError) as e:
-        raise BackendError("an Electrum server told a fee that is no number") from e

@@ -39,10 +39,11 @@ from escrow.chain.base import (
 )
 from escrow.chain.blocks import ParsedTx, match_block, parse_tx
 from escrow.chain.driver import Backend
+from escrow.chain.esploraheaders import EsploraHeaders
 from escrow.chain.esplorahttp import MAX_BLOCK, EsploraHttp, EsploraRefused
 from escrow.chain.fees import MIN_RELAY, fee_of
 from escrow.chain.follow import HeaderInfo
-from escrow.chain.headers import ANCHORS, HEADER_BYTES, NotConnected, hash256
+from escrow.chain.headers import ANCHORS
 from escrow.chain.headerstore import HeaderStore
 from escrow.chain.localtest import check_alone
 from escrow.chain.merkle import check_branch, check_provable
@@ -59,11 +60,6 @@ _BLOCKS_KEPT: Final = 4
 _PAGE: Final = 25
 """Confirmed transactions in one answer."""
 _MOST_PAGES: Final = 400
-_BLOCKS_A_PAGE: Final = 10
-_PAGES_AT_ONCE: Final = 30
-"""Pages of headers that are fetched before they are checked and kept."""
-_STEPS: Final = (0, 6, 100, 2_016)
-"""How far below our tip headers are asked for until they connect."""
 _BLOCK_COST: Final = 16
 """So many questions about scripts cost a server and us what one block does."""
 _DONE: Final = ("already in block chain", "already in utxo set", "txn-already-in-mempool", "txn-already-known")
@@ -106,6 +102,7 @@ class EsploraView:
         """Keep the configuration; nothing is opened yet."""
         self._config = config
         self._http = EsploraHttp(config.url, config.trust, config.timeout_seconds, clock)
+        self._headers = EsploraHeaders(self._http)
         self.name = f"esplora {self._http.name}"
         self._store = HeaderStore(config.network, config.folder, config.from_height, clock)
         self._learning = asyncio.Lock()
@@ -148,14 +145,7 @@ class EsploraView:
     async def refresh(self) -> None:
         """Follow the server's headers."""
         async with self._learning:
-            tip = _hash(await self._http.text("/blocks/tip/hash"), self._http.name)
-            if tip != self._store.chain.tip_hash:
-                try:
-                    height = _number(await self._http.text("/blocks/tip/height"), self._http.name)
-                    await self._learn(self._store, height)
-                    await self._settle_on(tip, height)
-                finally:
-                    await self._store.save()
+            await self._headers.follow(self._store)
 
     async def _reach(self, height: Height) -> None:
         """Know the chain from `height` on: a wallet may be older than the first header."""
@@ -165,7 +155,7 @@ class EsploraView:
             above = self._store.chain
             lower = await self._store.reaching(height)
             try:
-                await self._learn(lower, above.anchor.height)
+                await self._headers.learn(lower, above.anchor.height)
                 await asyncio.to_thread(lower.take_over, above)
             finally:
                 await lower.save()
@@ -305,73 +295,6 @@ class EsploraView:
         if made is None or made.height is None or outpoint.vout >= len(parse_tx(made.raw).outputs):
             return False
         return await self._spender(outpoint) is None
-
-    # -- headers ----------------------------------------------------------------------------------------------
-
-    async def _learn(self, store: HeaderStore, height: Height) -> None:
-        """Follow the server's headers up to a height. Raises BadHeader."""
-        chain = store.chain
-        step = 0
-        start = chain.height + 1
-        while start <= height:
-            pages = range(start, min(height, start + _PAGES_AT_ONCE * _BLOCKS_A_PAGE - 1) + 1, _BLOCKS_A_PAGE)
-            tops = [min(height, page + _BLOCKS_A_PAGE - 1) for page in pages]
-            headers = [
-                raw
-                for page, raws in zip(pages, await asyncio.gather(*(self._page(top) for top in tops)), strict=True)
-                for h, raw in raws
-                if h >= page
-            ]
-            try:
-                store.add(headers)
-            except NotConnected:
-                step += 1
-                if step == len(_STEPS) or start <= chain.anchor.height + 1:
-                    raise
-                start = max(chain.anchor.height + 1, chain.height + 1 - _STEPS[step])
-                continue
-            start = tops[-1] + 1
-            if start <= height:
-                _log.info("headers up to block %d of %d", chain.height, height)
-                await store.save()
-
-    async def _settle_on(self, tip: Hash32, height: Height) -> None:
-        """The block that the server names as its tip must be shown. Raises ProofFailed."""
-        chain = self._store.chain
-        if chain.height_of(tip) is None and height > chain.height:
-            raise ProofFailed(f"the Esplora server {self._http.name} names a newest block that it does not show")
-        if chain.height_of(tip) is None and height >= max(1, chain.anchor.height + 1):
-            await self._try_branch(height)
-
-    async def _try_branch(self, height: Height) -> None:
-        """The server is on another branch that is not longer: take it if it has more work."""
-        chain = self._store.chain
-        for step in _STEPS[1:]:
-            low = max(chain.anchor.height + 1, height + 1 - step)
-            pages = await asyncio.gather(
-                *(self._page(min(height, at + _BLOCKS_A_PAGE - 1)) for at in range(low, height + 1, _BLOCKS_A_PAGE))
-            )
-            by_height = {h: raw for page in pages for h, raw in page if h >= low}
-            try:
-                self._store.add([by_height[h] for h in sorted(by_height)])
-            except NotConnected:
-                if low == chain.anchor.height + 1:
-                    raise
-                continue
-            return
-
-    async def _page(self, top: Height) -> list[tuple[Height, bytes]]:
-        """The headers of the blocks that end at `top`, lowest first, each put together from its fields."""
-        answer = await self._http.json(f"/blocks/{top}")
-        try:
-            found = {int(entry["height"]): _header(entry) for entry in answer}
-        except (KeyError, TypeError, ValueError, OverflowError) as e:
-            raise ProofFailed(f"the Esplora server {self._http.name} sent headers that do not parse") from e
-        heights = sorted(found)
-        # The chain may have been reorganised between two pages, or the server sends something else.
-        if not heights or heights[-1] != top or heights != list(range(heights[0], top + 1)):
-            raise BackendUnreachable(f"the Esplora server {self._http.name} sent other headers than were asked for")
-        return [(h, found[h]) for h in heights]
 
     # -- transactions in blocks -------------------------------------------------------------------------------
 
@@ -550,33 +473,6 @@ class EsploraBackend(Backend):
         """Keep the configuration; nothing is opened yet."""
         self.view = EsploraView(config, clock)
         super().__init__(self.view, poll_seconds=config.poll_seconds, safety_poll_seconds=config.poll_seconds)
-
-
-def _header(entry: dict[str, Any]) -> bytes:
-    """The 80 bytes of a header from a block's fields. Raises ValueError if they are not those of its name."""
-    before = entry.get("previousblockhash")
-    raw = (
-        (int(entry["version"]) & 0xFFFF_FFFF).to_bytes(4, "little")
-        + (txid_bytes(before) if before else bytes(32))
-        + txid_bytes(entry["merkle_root"])
-        + b"".join(int(entry[field]).to_bytes(4, "little") for field in ("timestamp", "bits", "nonce"))
-    )
-    if len(raw) != HEADER_BYTES or hash256(raw) != txid_bytes(entry["id"]):
-        raise ValueError("the fields are not those of the block")
-    return raw
-
-
-def _hash(text: str | None, name: str) -> Hash32:
-    try:
-        return txid_bytes(text or "")
-    except ValueError as e:
-        raise BackendError(f"the Esplora server {name} sent something that is no block's name") from e
-
-
-def _number(text: str | None, name: str) -> int:
-    if text is None or not text.isdecimal() or len(text) > 9:
-        raise BackendError(f"the Esplora server {name} sent something that is no height")
-    return int(text)
 
 
 def _parents_first(txs: Sequence[ParsedTx]) -> list[Txid]:

@@ -244,6 +244,31 @@ class TestLies:
                 pass
 
 
+class TestReorganisations:
+    @pytest.mark.parametrize("depth", [3, 40, 320])
+    async def test_another_branch_is_followed_however_deep(
+        self, node: RegtestNode, server: EsploraTwin, depth: int
+    ) -> None:
+        await node.mine(depth)
+        async with esplora_backend_on(server) as backend:
+            await node.reorganise(depth)
+            await at_tip(backend, node)
+            assert (await backend.tip()).hash == txid_bytes(await node.rpc("getbestblockhash"))
+
+    async def test_a_branch_of_the_same_height_does_not_replace_ours(
+        self, node: RegtestNode, server: EsploraTwin
+    ) -> None:
+        await node.mine(2)
+        async with esplora_backend_on(server) as backend:
+            ours = (await backend.tip()).hash
+            await node.rpc("invalidateblock", await node.rpc("getbestblockhash"))
+            await node.mine_empty(1)
+            await backend.look()
+            assert (await backend.tip()).hash == ours
+            await node.mine_empty(1)
+            await at_tip(backend, node)
+
+
 class TestTrouble:
     @pytest.mark.parametrize(
         "answer", ["", "{", "[]", "null", "7", '{"confirmed":1}', '[{"txid":4}]', "[[1]]", "x" * 99]
