@@ -178,7 +178,7 @@ def unpack(data: bytes, cls: type[T], *, limit: int) -> T:
     """
     if len(data) > limit:
         raise TooLarge(f"the peer sent {len(data)} bytes where at most {limit} are allowed")
-    decoder = _decoder(cls) if len(data) <= _SMALL else None  # type: ignore[arg-type]  (types are hashable)
+    decoder = _decoder(cls) if len(data) <= _SMALL else None  # type: ignore[arg-type]  # types are hashable
     if decoder is not None:
         try:
             value: T = decoder.decode(data)

@@ -25,7 +25,7 @@ BISQ_1: Final = (747, 778)
 KEYS: Final = 8
 """Trades of other keys each: the largest counts."""
 
-CASES: Final = (
+CASES: Final[tuple[tuple[str, EscrowType, dict[str, int], int], ...]] = (
     ("backup arbiter, both deposit", EscrowType.WSH_2OF3_BACKUP, {}, 460),
     ("one arbiter, both deposit", EscrowType.WSH_2OF3, {}, 430),
     ("one arbiter, seller funds alone", EscrowType.WSH_2OF3, {"buyer_deposit": 0, "seller_deposit": 0}, 300),

@@ -222,7 +222,7 @@ async def test_two_holders_that_boast_hide_nothing(net: MarketNet) -> None:
         for slot in node.storage.slots(topic):
             node.storage._remove(topic, slot)
         node.storage.total = lambda topic: 60_000  # type: ignore[method-assign]
-        node.storage.digest = lambda topic, n=n: bytes([n]) * 8  # type: ignore[method-assign]
+        node.storage.digest = lambda topic, n=n: bytes([n]) * 8  # type: ignore[method-assign,misc]
     seen: list[Record] = []
     market = Market(net.outsider(topic), KEY, seen.append, open_stream=TcpFrames.open)
     await market.refresh()
