@@ -133,6 +133,44 @@ async def test_a_trade_makes_receipts_and_ratings_that_a_third_node_proves_for_i
         assert "neither good nor bad" in await page(third, f"/persona?persona={cast.arbiter.persona}")
         assert "Everybody can see it" in await page(cast.buyer, f"/trades/{trade}")
         assert "Points" in await page(third, "/arbiters")
+        await _blocked(cast, played.offer)
+
+
+async def _blocked(cast: PublicCast, before: s.OfferView) -> None:
+    """The seller blocks the buyer: its next take is declined. The buyer blocks the seller: its offers vanish."""
+    draft = s.OfferDraft(
+        side="sell",
+        amount_min_sats=AMOUNT,
+        amount_max_sats=AMOUNT,
+        currency=CURRENCY,
+        methods=(s.MethodDetails(method=METHOD, details={"iban": "DE02120300000000202051"}),),
+        price="85000",
+        arbiters=before.arbiters,
+        escrow_types=(2,),
+    )
+    await cast.seller.api.persona_standing(cast.buyer.persona, "blocked")
+    offer = await cast.seller.api.offer_create(draft)
+    wanted = s.OfferFilter(side="sell", currency=CURRENCY)
+
+    async def found() -> bool | None:
+        return True if offer.id in [o.id for o in (await cast.buyer.api.offers(wanted)).offers] else None
+
+    await until(found, "the offer", patience=45.0)
+    take = s.TakeRequest(method=METHOD, details={"iban": "FR7630006000011234567890189"})
+    taken = await cast.buyer.api.offer_take(offer.id, take)
+
+    async def declined() -> s.TradeView | None:
+        view = await cast.buyer.api.trade(taken.id)
+        return None if view.open else view
+
+    ended = await until(declined, "the refusal")
+    assert ended.phase == "declined"
+    assert "block" not in ended.ending
+    assert (await cast.seller.api.offer(offer.id)).state == "open"
+    await cast.buyer.api.persona_standing(cast.seller.persona, "blocked")
+    assert offer.id not in [o.id for o in (await cast.buyer.api.offers(wanted)).offers]
+    with pytest.raises(ApiError, match="blocked"):
+        await cast.buyer.api.offer_take(offer.id, take)
 
 
 async def test_a_bond_ranks_an_arbiter_first_until_it_is_spent_and_the_mnemonic_finds_it_again(
