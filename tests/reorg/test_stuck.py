@@ -7,6 +7,7 @@ one side hands to its own node alone the other must get by the network.
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -118,6 +119,45 @@ async def test_what_both_nodes_forgot_is_sent_again_after_the_next_block(cast: S
 
     await until(payout_is_back, "the payout to be sent again")
     await complete(cast, trade)
+
+
+async def test_either_side_pays_for_a_funding_or_a_payout_by_a_child(cast: SplitCast) -> None:
+    """From the change of its own share, or from what the payout gives it; the txid that others rely on stays."""
+    _, trade = await cast.trade()
+    funding = (await cast.seller.api.trade(trade)).escrow.funding_txid
+    assert funding is not None
+    await pays_by_child(cast, cast.buyer, funding, 15)
+    await pays_by_child(cast, cast.seller, funding, 40)
+    await cast.bitcoind.mine(2)
+    await cast.both(trade, lambda t: t.phase == "funded", "a funded escrow")
+    await cast.one(cast.buyer, trade, lambda t: bool(t.peer_details), "the seller's details")
+    await cast.buyer.api.trade_pay(trade)
+    await cast.one(cast.seller, trade, lambda t: t.phase == "paid", "the payment to be declared")
+    await cast.seller.api.trade_release(trade)
+    await cast.both(trade, lambda t: t.phase == "settling" and t.escrow.payout_depth == 0, "the payout")
+    payout = (await cast.seller.api.trade(trade)).escrow.payout_txid
+    assert payout is not None
+    await pays_by_child(cast, cast.seller, payout, 15)
+    await pays_by_child(cast, cast.buyer, payout, 40)
+    await complete(cast, trade)
+
+
+async def pays_by_child(cast: SplitCast, trader: Daemon, txid: str, rate: int) -> None:
+    """Miners that take the child and its parent get at least the rate for both."""
+    node = cast.other if trader is cast.buyer else cast.bitcoind
+
+    async def there() -> bool:
+        listed = (await trader.api.history()).entries
+        return txid in await mempool(node) and any(entry.txid == txid for entry in listed)
+
+    await until(there, "the parent")
+    said = await typed(trader, "wallet", "bump", txid, "--fee-rate", str(rate), "--json")
+    child = json.loads(said)
+    assert child["how"] == "child"
+    entry = await node.rpc("getmempoolentry", child["txid"])
+    parent = await node.rpc("getmempoolentry", txid)
+    paid = float(entry["fees"]["base"] + parent["fees"]["base"]) * 1e8
+    assert paid >= rate * (entry["vsize"] + parent["vsize"])
 
 
 async def test_payout_under_the_floor_is_signed_again_by_both_at_one_word(cast: SplitCast) -> None:
