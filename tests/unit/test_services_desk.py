@@ -70,7 +70,14 @@ async def bench(tmp_path: Path) -> Bench:
     main, buyer = court.main, court.buyer
     assert isinstance(buyer, CourtNode)
     engine = main.engine
-    desk = CaseService(main.desk, engine.conversations, engine.divergences, main.wallet, blocks(main), files["main"])
+    desk = CaseService(
+        main.desk,
+        engine.conversations,
+        engine.divergences,
+        main.wallet,  # type: ignore[arg-type]
+        blocks(main),
+        files["main"],
+    )
     views = TradeViews(buyer.engine.trades, NETWORK, describe_escrow, blocks(buyer))
     return Bench(court, desk, DisputeService(buyer.engine, views, files["buyer"]), files)
 
@@ -166,8 +173,8 @@ class TestTime:
         court = Court(tmp_path, Side.SELL)
         await court.fund()
         state = traded(court)
+        blocks = BlockTimes(lambda: court.chain.height, court.buyer.clock)
         for node in court.both:
-            blocks = BlockTimes(lambda: court.chain.height, node.clock)
             views = TradeViews(node.engine.trades, NETWORK, describe_escrow, blocks)
             (listed,) = views.list(open_only=True)
             (due,) = listed.deadlines
