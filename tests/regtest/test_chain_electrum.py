@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from escrow.chain.base import (
     BackendUnreachable,
@@ -56,16 +57,17 @@ def fresh_script(rng: random.Random) -> bytes:
     return b"\x00\x20" + rng.randbytes(32)
 
 
-@pytest.fixture
-async def node(bitcoind_binary: Path, tmp_path: Path) -> AsyncIterator[RegtestNode]:
-    async with RegtestNode(tmp_path / "node", binary=bitcoind_binary, txindex=True) as made:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def node(bitcoind_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RegtestNode]:
+    """One for all tests here: ElectrumX takes its time to start."""
+    async with RegtestNode(tmp_path_factory.mktemp("node"), binary=bitcoind_binary, txindex=True) as made:
         await made.ensure_coins(4)
         yield made
 
 
-@pytest.fixture
-async def server(node: RegtestNode, tmp_path: Path) -> AsyncIterator[ElectrumX]:
-    async with electrumx_on(node, tmp_path / "electrumx") as made:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def server(node: RegtestNode, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ElectrumX]:
+    async with electrumx_on(node, tmp_path_factory.mktemp("electrumx")) as made:
         yield made
 
 
