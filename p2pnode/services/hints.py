@@ -97,7 +97,8 @@ def _funding(state: TradeState) -> str:
         return f"the escrow's funding {_depth(state.funding.depth, _required(state))}"
     if state.buys:
         return "waiting for the seller to broadcast the escrow's funding"
-    return "broadcasting the escrow's funding"
+    txid = "" if state.facts is None else txid_text(state.facts.funding_txid)
+    return f"broadcasting the escrow's funding; if no node takes it, a child can pay: p2pnode wallet bump {txid}"
 
 
 def _funded(state: TradeState) -> str:
