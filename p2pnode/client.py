@@ -25,8 +25,9 @@ from p2pnode.api import dispute_schema as d
 from p2pnode.api import evidence_schema as e
 from p2pnode.api import schema
 from p2pnode.api.endpoint import CODE_HEADER, Endpoint, Login, NodeNotRunning, find
-from p2pnode.api.errors import BadRequest, NotAuthorized
-from p2pnode.api.schema import personas as p
+from p2pnode.api.errors import NotAuthorized
+from p2pnode.clientpersonas import PersonaCalls
+from p2pnode.clientpersonas import path_id as _id
 from p2pnode.datadir import DataDir
 from p2pnode.secondfactor import CodeNeeded
 from protocol.errors import P2PError
@@ -61,7 +62,7 @@ class NodeUnreachable(P2PError):
     code = 1450
 
 
-class Client:
+class Client(PersonaCalls):
     """A connection to one node's API; an async context manager."""
 
     def __init__(self, login: Login, *, timeout: float = TIMEOUT, code: Code | None = None) -> None:
@@ -331,53 +332,6 @@ class Client:
         """Get to know a node."""
         return await self._write("POST", "/peers", schema.PeerView, schema.PeerAdd(address=address))
 
-    async def personas(self) -> p.PersonaList:
-        """Everybody the user has said something of."""
-        return await self._get("/personas", p.PersonaList)
-
-    async def persona(self, persona: str) -> p.PersonaView:
-        """What is known of a persona."""
-        return await self._get("/persona", p.PersonaView, {"persona": persona})
-
-    async def persona_note(self, persona: str, note: str) -> p.PersonaView:
-        """Keep a note on a persona."""
-        return await self._write("POST", "/persona/note", p.PersonaView, p.NoteRequest(persona=persona, note=note))
-
-    async def persona_standing(self, persona: str, standing: p.StandingName) -> p.PersonaView:
-        """Trust a persona, block it, or neither."""
-        request = p.StandingRequest(persona=persona, standing=standing)
-        return await self._write("POST", "/persona/standing", p.PersonaView, request)
-
-    async def trade_receipt(self, trade: str) -> p.ReceiptView:
-        """Who has signed a trade's receipt."""
-        return await self._get(f"/trades/{_id(trade)}/receipt", p.ReceiptView)
-
-    async def trade_publish(self, trade: str) -> p.ReceiptView:
-        """Consent to the publication of a trade's receipt."""
-        return await self._write("POST", f"/trades/{_id(trade)}/receipt", p.ReceiptView, p.PublishRequest(publish=True))
-
-    async def trade_rate(self, trade: str, mark: p.MarkName, text: str = "") -> p.ReceiptView:
-        """Rate the counterparty of a trade."""
-        return await self._write(
-            "POST", f"/trades/{_id(trade)}/rating", p.ReceiptView, p.RateRequest(mark=mark, text=text)
-        )
-
-    async def bonds(self) -> p.BondList:
-        """Bonds of the node's persona."""
-        return await self._get("/bonds", p.BondList)
-
-    async def bond_create(self, request: p.BondRequest) -> p.BondView:
-        """Lock coins as a bond."""
-        return await self._write("POST", "/bonds", p.BondView, request)
-
-    async def bond_spend(self, bond: str, request: p.BondSpend) -> p.BondView:
-        """Take a bond back."""
-        return await self._write("POST", f"/bonds/{_id(bond)}/spend", p.BondView, request)
-
-    async def bond_search(self, from_height: int) -> p.BondList:
-        """Find bonds from the mnemonic."""
-        return await self._write("POST", "/bonds/search", p.BondList, p.BondSearch(from_height=from_height))
-
     async def arbiters(
         self, currency: str | None = None, method: str | None = None, language: str | None = None
     ) -> schema.ArbiterList:
@@ -513,13 +467,6 @@ class _AnswerLost(NodeUnreachable):
     """The connection broke before the answer."""
 
     code = 1451
-
-
-def _id(text: str) -> str:
-    cleaned = text.strip().lower()
-    if not 8 <= len(cleaned) <= 64 or cleaned.strip("0123456789abcdef"):
-        raise BadRequest(f"“{text[:70]}” is not an id: an id is 8 to 64 hex digits, the whole or its beginning")
-    return cleaned
 
 
 def _query(value: schema.Request) -> dict[str, str]:
