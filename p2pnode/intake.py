@@ -30,7 +30,7 @@ from protocol import dispute_events as dv
 from protocol import trade_events as ev
 from protocol import trade_state as st
 from protocol.announcement import read_announcement
-from protocol.case_messages import CASE_PAYLOAD_OF, CaseMessage, decode_case
+from protocol.case_messages import CASE_PAYLOAD_OF, CaseMessage, CaseOpening, decode_case
 from protocol.contract import Contract, build_contract, details_hash, trade_id, verify_contract
 from protocol.errors import BadSignature, IllegalTransition, Malformed, PeerRefusal, PeerViolation
 from protocol.messages import (
@@ -131,6 +131,10 @@ class Makers(Protocol):
 class Cases(Protocol):
     """What intake needs of an arbiter's desk."""
 
+    def escrow_of(self, opening: CaseOpening) -> OutPoint | None:
+        """The escrow of a case that is new to us; None for one that we have. Raises Malformed."""
+        ...
+
     def deliver(self, message: CaseMessage, conversation: Conversation | None) -> None:
         """A party's message; `conversation` is None for one that is not known yet. Raises a peer's error."""
         ...
@@ -219,6 +223,8 @@ class Intake:
                 raise BadSignature
             return b""
         log.debug("message received", extra={"kind": kind.name, "node": peer.hex()[:16]})
+        if kind is Kind.CASE_OPENING:
+            await self._check_case(decode_case(envelope))
         try:
             if kind in CASE_PAYLOAD_OF and self._converse(kind, envelope):
                 return b""
@@ -286,6 +292,14 @@ class Intake:
         raws = filter(None, (take.arbiter, take.backup))
         arbiters = tuple(parse_envelope(raw, self._network, limit=Kind.ARBITER.limit).signer for raw in raws)
         await self.gate.admit(take.party.persona, offer, take.bargain.amount, arbiters)
+
+    async def _check_case(self, message: CaseMessage) -> None:
+        """A case must be about coins that exist: made-up contracts could fill the desk for nothing."""
+        if self.cases is None or not isinstance(message.payload, CaseOpening):
+            return
+        escrow = self.cases.escrow_of(message.payload)
+        if escrow is not None and await self._unspent(escrow) is False:
+            raise WrongTime("our chain does not show the escrow of that contract, or shows it spent")
 
     def _check_bargain(self, take: Take, offer: Offer, now: int) -> None:
         bargain = take.bargain

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import assert_never
 
+from escrow.coins import OutPoint
 from escrow.errors import EscrowViolation
 from p2pnode.cases.engine import CaseEngine
 from p2pnode.clock import Clock
@@ -83,6 +84,17 @@ class CaseIntake:
         self._max_open = max_open
         self.files: Files | None = None
         """Takes note of files that are shown to us; set it before anything is received."""
+
+    def escrow_of(self, opening: CaseOpening) -> OutPoint | None:
+        """The escrow of a case that is new to us; None for one that we have. Raises Malformed."""
+        contract = opening.file.contract
+        if self._engine.cases.get(contract.trade_id) is not None:
+            return None
+        try:
+            plan = derive(contract, self._network).funding
+        except EscrowViolation as e:
+            raise Malformed(f"the contract can't be carried out: {e.detail}") from e
+        return OutPoint(plan.txid, plan.escrow_vout)
 
     def deliver(self, message: CaseMessage, conversation: Conversation | None) -> None:
         """Handle a party's message. Raises PeerViolation or PeerRefusal; then nothing was recorded."""

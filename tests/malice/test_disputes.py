@@ -368,15 +368,29 @@ class TestOpening:
         await court.end()
 
     async def test_dispute_after_completion_leads_nowhere(self, tmp_path: Path) -> None:
-        """The party's own node refuses; a modified one finds an arbiter that sees the spent escrow."""
+        """The party's own node refuses; a modified one finds an arbiter whose chain shows the escrow spent."""
         court = Court(tmp_path, Side.SELL)
         await court.pay()
         court.give(court.seller, ev.Release())
         await court.finish()
         with pytest.raises(IllegalTransition):
             court.give(court.buyer, dv.OpenDispute(Claim("again", 1_000_000)))
-        await send_opening(court, court.buyer)
-        await court.until(lambda: court.main.case_phase == "Closed", "the arbiter sees that it is over")
+        with pytest.raises(P2PError) as refused:
+            await send_opening(court, court.buyer)
+        assert refused.value.code == 2142
+        assert court.main.case is None
+        await court.end()
+
+    async def test_case_about_coins_that_do_not_exist_takes_no_place_on_the_desk(self, tmp_path: Path) -> None:
+        """Two personas of one attacker sign contracts as they like; an escrow costs real coins."""
+        court = Court(tmp_path, Side.SELL)
+        await court.pay()
+        court.chain.reorganise(2)
+        court.chain.mempool.clear()
+        with pytest.raises(P2PError) as refused:
+            await send_opening(court, court.buyer)
+        assert refused.value.code == 2142
+        assert court.main.case is None
         await court.end()
 
     async def test_arbiter_decides_only_on_terms_that_it_announced(self, tmp_path: Path) -> None:
