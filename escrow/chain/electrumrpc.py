@@ -130,7 +130,7 @@ class ElectrumRpc:
     def _sort(self, line: bytes) -> None:
         try:
             message = _decode(line)
-        except msgspec.DecodeError as e:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
             raise BackendError("it sent something that is no JSON") from e
         if not isinstance(message, dict):
             raise BackendError("it sent something that is no answer")

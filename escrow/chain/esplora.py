@@ -60,6 +60,8 @@ _BLOCKS_KEPT: Final = 4
 _PAGE: Final = 25
 """Confirmed transactions in one answer."""
 _MOST_PAGES: Final = 400
+_NEWEST: Final = 2
+"""Blocks that are read whole in any case: a server may know a block before its index of scripts does."""
 _BLOCK_COST: Final = 16
 """So many questions about scripts cost a server and us what one block does."""
 _DONE: Final = ("already in block chain", "already in utxo set", "txn-already-in-mempool", "txn-already-known")
@@ -203,7 +205,8 @@ class EsploraView:
         if (high - max(low, first) + 1) * _BLOCK_COST <= len(scripts) and low >= first:
             return self._store.refs(range(low, high + 1))
         histories = await asyncio.gather(*(self._history(script) for script in scripts))
-        heights = sorted({h for x in histories for h in x.entries.values() if low <= h <= high})
+        newest = range(max(low, first, self._store.chain.height - _NEWEST + 1), high + 1)
+        heights = sorted({h for x in histories for h in x.entries.values() if low <= h <= high} | set(newest))
         if heights and heights[0] < first:
             await self._reach(heights[0])
         return self._store.refs(heights)
@@ -313,11 +316,11 @@ class EsploraView:
         return raw
 
     def _placed(self, block: BlockRef, scripts: Iterable[bytes]) -> list[Txid] | None:
-        """What the histories place in a block; None if they are older than it for some script."""
+        """What the histories place in a block; None if they are older than it, or hardly younger, for some script."""
         found: dict[Txid, None] = {}
         for script in scripts:
             history = self._histories.get(script)
-            if history is None or history.tip.height < block.height:
+            if history is None or history.tip.height < block.height + _NEWEST:
                 return None
             if self._store.chain.height_of(history.tip.hash) is None:
                 return None
@@ -461,7 +464,7 @@ class EsploraView:
         try:
             raw = await self._http.post("/txs/package", msgspec.json.encode([tx.hex() for tx in txs]))
             answer: Any = msgspec.json.decode(raw)
-        except (EsploraRefused, msgspec.DecodeError):
+        except (EsploraRefused, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return False
         return isinstance(answer, dict) and answer.get("package_msg") == "success"
 

@@ -143,7 +143,7 @@ class BitcoindRpc:
                 continue
             try:
                 return _decode(raw)
-            except msgspec.DecodeError as e:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
                 raise BackendError(f"the Bitcoin node at {self.url} answered with HTTP status {status}, no JSON") from e
         raise BackendUnreachable(f"the Bitcoin node at {self.url} is overloaded")
 

@@ -124,13 +124,13 @@ class TestLies:
                 return js([{"txid": name, "status": status}]) if path.endswith("/txs/chain") else None
 
             server.lie = confirm
-            await told_nothing_while(stream, lambda: node.mine_empty(1))
+            await told_nothing_while(stream, lambda: node.mine_empty(6))
             with pytest.raises(ProofFailed, match="could not prove"):
                 await backend.transaction(coin.txid)
             with pytest.raises(ProofFailed, match="could not prove"):
                 await backend.unspent(coin)
             with pytest.raises(ProofFailed, match="could not prove"):
-                # Looking back goes by histories; the block of the lie holds nothing.
+                # Looking back further than the newest blocks goes by histories.
                 await backend.watch(WatchRequest(b"again", script, None, 1))
             server.lie = honest
             await backend.unwatch(b"again")
@@ -390,6 +390,17 @@ class TestQuestions:
             await backend.watch_many([WatchRequest(s[2:], s, None, height) for s in scripts])
             assert (await next_of(stream, Confirmed)).outpoint == coin
             assert not any("scripthash" in path for path in server.asked)
+
+    async def test_the_newest_blocks_are_read_although_the_servers_index_does_not_know_them_yet(
+        self, node: RegtestNode, server: EsploraTwin, rng: random.Random
+    ) -> None:
+        script = fresh_script(rng)
+        coin = await pay(node, script, confirmations=1)
+        server.lie = lambda path, _answer: js([]) if "/txs/chain" in path else None
+        async with esplora_backend_on(server) as backend:
+            stream = backend.events()
+            await backend.watch(WatchRequest(b"k", script, None, 1))
+            assert (await next_of(stream, Confirmed)).outpoint == coin
 
     async def test_a_refusal_says_the_nodes_own_reason(self, node: RegtestNode, server: EsploraTwin) -> None:
         async with esplora_backend_on(server) as backend:
