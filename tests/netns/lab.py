@@ -184,7 +184,7 @@ class Lab:
         nat, home = self.namespace(f"nat-{name}"), self.namespace(f"home-{name}")
         self._forward(nat)
         wan = self._uplink(nat, network, delay_ms, loss)
-        self._cable((nat, "lan", "192.168.1.1/24"), (home, "eth0", f"{HOME}/24"))
+        self.cable((nat, "lan", "192.168.1.1/24"), (home, "eth0", f"{HOME}/24"))
         self.ip(home, "route", "add", "default", "via", "192.168.1.1")
         rules = f"""
             table ip nat {{
@@ -247,11 +247,11 @@ class Lab:
         else:
             self._links += 1
             name = "wan"
-            self._cable((namespace, name, f"{here}/24"), (self.core, f"to{self._links}", f"{core}/24"))
+            self.cable((namespace, name, f"{here}/24"), (self.core, f"to{self._links}", f"{core}/24"))
         self.ip(namespace, "route", "add", "default", "via", core)
         return name
 
-    def _cable(self, one: tuple[str, str, str], other: tuple[str, str, str]) -> None:
+    def cable(self, one: tuple[str, str, str], other: tuple[str, str, str]) -> None:
         """A veth pair: (namespace, interface, address) of both ends."""
         run("ip", "link", "add", one[1], "netns", one[0], "type", "veth", "peer", "name", other[1], "netns", other[0])
         for namespace, interface, address in (one, other):

@@ -12,7 +12,7 @@ import pytest
 from p2pnode.channels import Limits, NotPublic, Pipe, PipeBroken, TimedOut, Unreachable, dial_public
 from p2pnode.channels.guard import FAILURES, DialGuard, DialledTooOften
 from p2pnode.reach import probe as probing
-from p2pnode.reach.errors import BadRelayRequest, NotMyRelay, NotRegistered, RelayedAlready, RelayFull
+from p2pnode.reach.errors import BadRelayRequest, NoRelay, NotMyRelay, NotRegistered, RelayedAlready, RelayFull
 from p2pnode.reach.relay import RelayLimits
 from protocol.contact import Address, NodeContact
 from protocol.identity import SigningKey
@@ -147,9 +147,13 @@ class TestDraining:
         assert await refusal(await stream(make(6), relay, connect(bob.key.public))) == RelayFull.code
         assert await make(7).ask(carol) == b"hello"
 
-    async def test_rate_is_kept(self, make: Make) -> None:
-        rate = 2_000_000
-        limits = RelayLimits(bytes_per_second=rate, bytes_per_second_per_origin=rate)
+    @pytest.mark.parametrize("whose", ["all", "one address"])
+    async def test_rate_is_kept(self, make: Make, whose: str) -> None:
+        rate, plenty = 2_000_000, 10**9
+        limits = RelayLimits(
+            bytes_per_second=rate if whose == "all" else plenty,
+            bytes_per_second_per_origin=plenty if whose == "all" else rate,
+        )
         relay = await make(1, relay_limits=limits).listen()
         bob = await make(2).hide_behind(relay)
         alice = make(3)
@@ -159,6 +163,12 @@ class TestDraining:
         # The first second's worth may come at once.
         assert relay.relay.carried <= rate * (1 + monotonic() - began) + 100_000
         assert monotonic() - began > 0.4
+
+    async def test_node_that_does_not_relay_says_so(self, make: Make) -> None:
+        node = await make(1, relay=False).listen()
+        assert await refusal(await stream(make(2), node, REGISTER)) == NoRelay.code
+        assert await refusal(await stream(make(3), node, connect(bytes(32)))) == NoRelay.code
+        assert node.relay.registrations == 0
 
     async def test_client_that_reads_nothing_makes_the_relay_keep_little(self, make: Make) -> None:
         wide = RelayLimits(bytes_per_second=10**9, bytes_per_second_per_origin=10**9)
