@@ -96,7 +96,10 @@ def block_txids(raw: bytes) -> list[Txid]:
 
 def first_tx(raw: bytes) -> ParsedTx:
     """A block's coinbase. Raises BackendError."""
-    return next(_each(raw))
+    found = next(_each(raw), None)
+    if found is None:
+        raise BackendError("the Bitcoin node sent a block without transactions")
+    return found
 
 
 def all_txs(raw: bytes) -> list[ParsedTx]:

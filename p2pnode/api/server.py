@@ -283,7 +283,7 @@ def _parse_body(request: web.Request, raw: bytes, cls: type[Request] | None) -> 
         return msgspec.json.decode(raw, type=cls)
     except msgspec.ValidationError as e:
         raise BadRequest(f"body: {_complaint(e)}") from None
-    except (msgspec.DecodeError, RecursionError) as e:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise BadRequest(f"the request's body is not JSON: {e}") from None
 
 

@@ -36,8 +36,11 @@ def gateway(routes: str | None = None) -> str | None:
             return None
     for line in routes.splitlines()[1:]:
         fields = line.split()
-        if len(fields) > 3 and fields[1] == "00000000" and int(fields[3], 16) & _RTF_GATEWAY:
-            return str(IPv4Address(int(fields[2], 16).to_bytes(4, "little")))
+        try:
+            if len(fields) > 3 and fields[1] == "00000000" and int(fields[3], 16) & _RTF_GATEWAY:
+                return str(IPv4Address(int(fields[2], 16).to_bytes(4, "little")))
+        except (ValueError, OverflowError):
+            continue  # no line of a routing table
     return None
 
 

@@ -27,6 +27,8 @@ CALL_SECONDS: Final = 5
 DESCRIPTION: Final = "p2pnode"
 ANYBODY: Final = IPv4Address("0.0.0.0")  # noqa: S104  (the wildcard of a mapping, nothing is bound)
 PROTOCOLS: Final = ("UDP", "TCP")
+NONSENSE: Final = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, SyntaxError, RecursionError)
+"""What the library raises over descriptions and answers that name what they do not have (found by fuzzing)."""
 
 
 class UpnpFailed(OSError):
@@ -51,7 +53,7 @@ class Gateway:
             if external is None:
                 raise UpnpFailed("the router does not tell its address")
             return Address(str(ip_address(external)), port)
-        except (UpnpError, ClientError, TimeoutError, ValueError) as e:
+        except (UpnpError, ClientError, TimeoutError, *NONSENSE) as e:
             raise UpnpFailed(f"the router refuses ({e})") from e
 
     async def unmap_port(self, port: int) -> None:
@@ -59,7 +61,7 @@ class Gateway:
         try:
             for protocol in PROTOCOLS:
                 await self._device.async_delete_port_mapping(ANYBODY, port, protocol)
-        except (UpnpError, ClientError, TimeoutError) as e:
+        except (UpnpError, ClientError, TimeoutError, *NONSENSE) as e:
             raise UpnpFailed(f"the router refuses ({e})") from e
 
 
@@ -85,7 +87,7 @@ async def find_gateway(own: str) -> Gateway:
                     factory = UpnpFactory(AiohttpRequester(timeout=CALL_SECONDS))
                     device = await factory.async_create_device(location)
                     return Gateway(IgdDevice(device, None), IPv4Address(own))
-                except (UpnpError, ClientError):
+                except (UpnpError, ClientError, *NONSENSE):
                     continue
     except TimeoutError as e:
         raise UpnpFailed("no router that speaks UPnP answers") from e
@@ -103,4 +105,4 @@ def _trusted(location: str | None, sender: str | None) -> str | None:
     except ValueError:
         return None
     private = isinstance(host, IPv4Address) and host.is_private and not (host.is_loopback or host.is_link_local)
-    return location if private and parts.scheme == "http" and str(host) == sender else None
+    return parts.geturl() if private and parts.scheme == "http" and str(host) == sender else None

@@ -7,7 +7,7 @@ import sys
 import atheris
 
 # Only what is imported in here is followed by the fuzzer: our own decoders.
-with atheris.instrument_imports(include=["dht", "protocol", "escrow", "tests.fuzz"]):
+with atheris.instrument_imports(include=["dht", "protocol", "escrow", "p2pnode", "tests.fuzz"]):
     from tests.fuzz.targets import TARGETS
 
 

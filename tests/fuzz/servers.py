@@ -19,7 +19,7 @@ from async_upnp_client.profiles.igd import IgdDevice
 from zeroconf._protocol.incoming import DNSIncoming
 from zeroconf.asyncio import AsyncServiceInfo
 
-from escrow.chain import blocks, electrum, electrumrpc, esplora, gcs, merkle, p2pwire
+from escrow.chain import blocks, electrum, electrumrpc, esplora, gcs, merkle, p2pwire, signet
 from escrow.chain.base import BlockRef
 from escrow.chain.headers import ANCHORS, HeaderChain, hash256
 from escrow.chain.peer import Peer
@@ -93,6 +93,8 @@ def blocks_and_filters(data: bytes) -> None:
         lambda: gcs.filter_matches(bytes(32), data, [SCRIPT]),
         lambda: gcs.contains_all(bytes(32), data, [SCRIPT]),
         lambda: merkle.check_block(data, hash256(header) if len(data) >= 80 else bytes(32)),
+        lambda: signet.check_signed(data),
+        lambda: signet._cleared(data),
         lambda: merkle.check_branch(TXID, len(data), [data[i : i + 32] for i in range(80, len(data) - 31, 32)], header),
         lambda: HeaderChain(NET, ANCHORS[NET][0]).add([data[i : i + 80] for i in range(0, len(data) - 79, 80)], NOW),
     )
@@ -341,8 +343,7 @@ def nat_pmp(data: bytes) -> None:
             delattr(loop, "create_datagram_endpoint")
 
     run(talk)
-    with suppress(ValueError):
-        natpmp.gateway(data.decode("latin-1"))
+    natpmp.gateway(data.decode("latin-1"))
 
 
 _UPNP = b"urn:schemas-upnp-org:"
@@ -380,7 +381,7 @@ def upnp_router(data: bytes) -> None:
             factory: Any = UpnpFactory(Requester())  # type: ignore[arg-type]
             device = await factory.async_create_device("http://192.0.2.1/d.xml")
             gateway = upnp.Gateway(IgdDevice(device, None), upnp.ANYBODY)
-        except UpnpError:
+        except (UpnpError, *upnp.NONSENSE):
             return
         for call in (gateway.map_port(4_000, 60), gateway.unmap_port(4_000)):
             with suppress(upnp.UpnpFailed):

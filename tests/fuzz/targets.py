@@ -412,5 +412,5 @@ def seeds(name: str) -> list[bytes]:
     elif name == "bodies":
         plain = [bytes([kind]) + raw for raw in plain if raw[0] >= 0x90 for kind in range(len(_structs()))]
     elif name == "frames":
-        plain = [len(raw).to_bytes(2, "big") + raw for raw in (*map(_frame, plain), *_talks(), *plain)]
+        plain = [len(raw).to_bytes(2, "big") + raw for raw in (*map(_frame, plain), *plain, *_talks())]
     return plain + crashes
