@@ -265,6 +265,33 @@ class TestBackup:
         with pytest.raises(IllegalTransition, match="at most"):
             heard(paid(Side.SELL)).main.feed(ce.ExtendCase(HEIGHT, 145, "long"))
 
+    def test_everybody_is_reminded_before_its_time_is_over(self) -> None:
+        """The arbiter of its answer and of its ruling, the party that is asked of its side."""
+        trial = paid(Side.SELL)
+        asked: list[object] = []
+        rule, perform = trial.rule, trial.perform
+
+        def watch_rule(desk: object, effect: object) -> None:
+            asked.append(effect)
+            rule(desk, effect)  # type: ignore[arg-type]
+
+        def watch(seat: object, other: object, effect: object) -> None:
+            asked.append(effect)
+            perform(seat, other, effect)  # type: ignore[arg-type]
+
+        trial.rule, trial.perform = watch_rule, watch  # type: ignore[method-assign]
+        trial.open(trial.buyer, 1_000_000)
+        assert ce.SetCaseTimer("answer", 72) in asked, "half of the time that it promised"
+        assert ev.SetTimer("hearing-reminder", blocks=72) in asked
+        trial.do(trial.main, ce.CaseTimerFired("answer"))
+        assert ev.NotifyUser("case-unanswered") in asked
+        trial.do(trial.seller, ev.TimerFired("hearing-reminder"))
+        assert ev.NotifyUser("answer-dispute") in asked
+        trial.do(trial.main, ce.AcceptCase(HEIGHT))
+        assert ce.SetCaseTimer("reminder", 108) in asked
+        trial.do(trial.main, ce.CaseTimerFired("reminder"))
+        assert ev.NotifyUser("ruling-due") in asked
+
     def test_reorganised_funding_moves_the_backups_block(self) -> None:
         trial = paid(Side.SELL)
         trial.open(trial.buyer, 1_000_000)

@@ -141,6 +141,27 @@ class TestEndings:
             await court.main.decide(0)
         await court.end()
 
+    @pytest.mark.parametrize("how", ["release", "settlement"])
+    async def test_case_that_nobody_has_looked_at_yet_ends_with_the_trade(self, tmp_path: Path, how: str) -> None:
+        """The arbiter learns it from its own chain, and no message is needed for that."""
+        court = Court(tmp_path, Side.SELL)
+        await court.pay()
+        await court.open(court.buyer, 1_000_000, "I paid")
+        await court.until(lambda: court.main.case is not None and court.main.case.buried, "queued")
+        before = worth(court)
+        if how == "release":
+            court.give(court.seller, ev.Release())
+        else:
+            court.give(court.buyer, dv.ProposeSettlement(500_000, RATE))
+            await court.until(lambda: bool(traded(court, court.seller).settlement.options), "the proposal")
+            (option,) = traded(court, court.seller).settlement.options
+            court.give(court.seller, dv.AcceptSettlement(option.txid))
+        await settled_on_chain(court, before, 0)
+        await court.until(lambda: court.main.case_phase == "Closed", "the arbiter knows")
+        assert "case-closed" in [n.topic for n in court.main.notices.after(0)]
+        assert not court.main.desk.cases.timers()
+        await court.end()
+
     async def test_vanished_arbiter_leads_to_the_backup_after_the_delay(self, tmp_path: Path) -> None:
         court = Court(tmp_path, Side.SELL)
         await court.pay()
