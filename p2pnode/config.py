@@ -444,6 +444,8 @@ def _check(config: Config, given: tuple[Source, ...]) -> None:
     for seed in config.node.seeds:
         if complaint := _seed_complaint(seed):
             raise refuse("node.seeds", complaint)
+        if config.node.dht_transport == "channel" and "@" not in seed:
+            raise refuse("node.seeds", f"without UDP a seed is of use with its key only: node1...@{seed}")
     for address in config.node.external:
         if not _is_address(address):
             raise refuse("node.external", f"expected host:port, got {address!r}")

@@ -181,6 +181,8 @@ class TestRefusals:
             ("[[node]]\nport = 1", ["node is a section"]),
             ('[node]\nseeds = ["nobody"]', ["given.toml: node.seeds", "host:port", "nobody"]),
             ('[node]\nseeds = ["h:0"]', ["node.seeds"]),
+            ('[node]\ndht_transport = "channel"\nseeds = ["h:7"]', ["node.seeds", "its key", "node1...@h:7"]),
+            ('[node]\ndht_transport = "pigeon"', ["node.dht_transport", "both, udp or channel"]),
             ('[node]\nseeds = ["node1qqq@h:1"]', ["node.seeds", "node1qqq@h:1"]),
             ('[node]\nexternal = ["h"]', ["given.toml: node.external", "host:port"]),
             ('[api]\nhost = "0.0.0.0"', ["given.toml: api.host", "127.0.0.1, ::1 or localhost"]),
