@@ -13,6 +13,7 @@ from escrow.chain.blocks import parse_tx
 from escrow.coins import OutPoint, TxOut, txid_text
 from escrow.errors import GateRefused
 from escrow.hd import HARDENED, hash160
+from escrow.psbtplan import OwnSpend
 from escrow.transactions import REPLACEABLE, build, vsize, weight, with_witnesses
 from escrow.wallet.account import Account
 from escrow.wallet.base import (
@@ -412,9 +413,22 @@ class TestEngines:
                 await bench.wallet.send_double_spend(TRADE, stolen, [witnesses[0]])
             with pytest.raises(GateRefused):
                 await bench.wallet.send_double_spend(b"o" * 32, drafted.unsigned, [witnesses[0]])
+            # Not a coin more than the trade holds, even to ourselves.
+            (extra,) = await bench.receive(20_000)
+            more = build([(chosen.inputs[0].outpoint, REPLACEABLE), (extra, REPLACEABLE)], [mine_of(drafted)])
+            raws = {0: drafted.previous[0], 1: (await bench.wallet.transaction(extra.txid)) or b""}
+            both = signer.sign(more, raws)
+            with pytest.raises(GateRefused):
+                await bench.wallet.send_double_spend(TRADE, more, [both[0], both[1]])
             sent = await bench.wallet.send_double_spend(TRADE, drafted.unsigned, [witnesses[0]])
             assert sent.fee == drafted.fee
             assert await bitcoind.rpc("getmempoolentry", txid_text(sent.txid))
+
+
+def mine_of(drafted: OwnSpend) -> TxOut:
+    """The output of a draft that brings coins back."""
+    out = parse_tx(drafted.unsigned).outputs[0]
+    return TxOut(out.value, out.script_pubkey)
 
 
 class TestRestoring:

@@ -34,15 +34,28 @@ from escrow.psbt import (
     decode,
     encode,
     field,
+    keyed,
     pack_output,
     pack_witness,
     read,
     text,
     unpack_witness,
 )
-from escrow.psbtplan import funding_psbt, payout_of, payout_psbt, previous_by_txid, read_funding, read_payout
+from escrow.psbtplan import (
+    OwnSpend,
+    funding_psbt,
+    own_psbt,
+    own_rate,
+    payout_of,
+    payout_psbt,
+    previous_by_txid,
+    read_funding,
+    read_own,
+    read_payout,
+)
 from escrow.script import Role
-from escrow.transactions import Witness
+from escrow.signatures import sign_ecdsa
+from escrow.transactions import REPLACEABLE, Witness, build, p2wpkh_code, sighash_v0, vsize, with_witnesses
 from protocol.outcome import ReleaseOutcome
 from protocol.types import Branch, Side
 from tests.unit.escrow_support import NETWORK, Deal, cancelled, coin, fixed, p2wpkh, ruled
@@ -352,3 +365,55 @@ def test_base64_with_foreign_characters_is_refused() -> None:
     good = base64.b64encode(encode(signed_payout()))
     with pytest.raises(BadPsbt):
         read(good[:20] + b"!" + good[20:])
+
+
+# --- coins of our own, outside of a contract ---------------------------------------------------------------------
+
+OWN = [coin(70_000, "own one"), coin(80_000, "own two")]
+RECLAIM = OwnSpend(
+    build([(c.outpoint, REPLACEABLE) for c in OWN], [TxOut(149_000, p2wpkh(fixed("back")))]),
+    tuple(c.spent for c in OWN),
+    tuple(c.previous for c in OWN),
+    1_000,
+)
+
+
+def reclaim(*, signed: int = 2, unsigned: bytes = RECLAIM.unsigned, flip: bool = False, raw: bytes = b"") -> Psbt:
+    """The reclaim with some of its inputs signed; `unsigned` replaces its transaction, `flip` bends a signature."""
+    psbt = own_psbt(RECLAIM, {})
+    inputs = [dict(fields) for fields in psbt.inputs]
+    for index, one in enumerate(OWN[:signed]):
+        code = p2wpkh_code(one.spent.script_pubkey)
+        der = sign_ecdsa(one.secret, sighash_v0(RECLAIM.unsigned, index, code, one.spent.value))
+        if flip and index == 1:
+            der = der[:20] + bytes([der[20] ^ 1]) + der[21:]
+        inputs[index][field(IN_PARTIAL, public_key(one.secret))] = der + b"\x01"
+    if raw:
+        inputs[0][field(IN_PREVIOUS)] = raw
+    return Psbt(unsigned, tuple(inputs), psbt.outputs)
+
+
+def test_reclaim_tells_a_device_all_and_comes_back_signed() -> None:
+    asked = own_psbt(RECLAIM, {OWN[0].spent.script_pubkey: KeyOrigin(public_key(OWN[0].secret), b"abcd", (1, 2))})
+    assert all({field(IN_SPENT), field(IN_PREVIOUS)} <= set(fields) for fields in asked.inputs)
+    assert keyed(asked.inputs[0], IN_ORIGIN)
+    witnesses = read_own(asked, reclaim())
+    assert [w[1] for w in witnesses] == [public_key(c.secret) for c in OWN]
+    size = vsize(with_witnesses(RECLAIM.unsigned, witnesses))
+    assert own_rate(asked) == pytest.approx(1_000 * 1_000 / size, rel=0.01)
+
+
+def test_reclaim_that_is_unsigned_bent_stale_or_lies_is_refused() -> None:
+    asked = own_psbt(RECLAIM, {})
+    with pytest.raises(UnsignedPsbt):
+        read_own(asked, reclaim(signed=1))
+    with pytest.raises(BadPsbt, match="not valid"):
+        read_own(asked, reclaim(flip=True))
+    other = build([(c.outpoint, REPLACEABLE) for c in OWN], [TxOut(149_000, p2wpkh(fixed("thief")))])
+    with pytest.raises(StalePsbt):
+        read_own(asked, reclaim(unsigned=other))
+    with pytest.raises(BadPsbt, match="another previous transaction"):
+        read_own(asked, reclaim(raw=OWN[1].previous))
+    damaged = Psbt(asked.unsigned, ({}, {}), asked.outputs)
+    with pytest.raises(BadPsbt, match="damaged"):
+        read_own(damaged, reclaim())
