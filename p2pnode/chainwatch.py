@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Final, assert_never
 
 from escrow.chain.base import (
@@ -27,6 +28,7 @@ from escrow.chain.base import (
 )
 from escrow.coins import OutPoint
 from p2pnode.clock import Clock
+from p2pnode.database import until_there_is_room
 from p2pnode.engine import Engine
 from p2pnode.tradestore import Timer
 from protocol import trade_events as ev
@@ -112,7 +114,7 @@ class ChainWatch:
     async def _follow(self, events: object) -> None:
         async for event in events:  # type: ignore[attr-defined]
             try:
-                self._handle(event)
+                await until_there_is_room(partial(self._handle, event))
             except Exception:
                 # One trade's trouble must not blind all others; the watch tells its state again at the next depth.
                 log.exception("a chain event could not be handled")
@@ -163,7 +165,7 @@ class ChainWatch:
             due = [(t.at_time, t) for t in self._engine.trades.timers() if t.at_time is not None]
             for at_time, timer in due:
                 if at_time <= now:
-                    self._fire(timer.trade_id, timer.name)
+                    await until_there_is_room(partial(self._fire, timer.trade_id, timer.name))
             pending = [max(at_time - now, 1) for at_time, timer in due if at_time > now or self._held(timer)]
             # Not wait_for: on Python 3.11 it may swallow a cancellation that comes with the event.
             with suppress(TimeoutError):

@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from p2pnode.clock import Clock
 from p2pnode.contacts import Contacts
+from p2pnode.database import DiskFull
 from p2pnode.tradestore import OutgoingMessage, TradeStore
 from protocol.contact import Address, ContactRecord, NodeContact
 from protocol.errors import P2PError
@@ -179,6 +180,10 @@ class Delivery:
                     await self._deliver(message, fresh=pause > FIRST_PAUSE)
                     pause = FIRST_PAUSE
                     self._failing_since.pop(recipient, None)
+            except DiskFull as e:
+                # Acknowledged perhaps, and not recorded: it is said again, and acknowledged again.
+                log.error("%s", e.detail)  # noqa: TRY400  (a full disk needs no traceback)
+                await self._pause(recipient, pause)
             except Undelivered as e:
                 log.info("not delivered yet: %s", e.detail)
                 self._failed(recipient)

@@ -28,6 +28,7 @@ from msgspec import Struct
 
 from p2pnode.clock import Clock
 from p2pnode.contacts import Contacts
+from p2pnode.database import DiskFull
 from p2pnode.delivery import Delivery, Post, Refused, Undelivered
 from p2pnode.engine import Engine, Keys, own_persona
 from p2pnode.intake import UnknownTrade
@@ -217,16 +218,22 @@ class Reconciler:
         loop = asyncio.get_running_loop()
         everything = loop.time()
         while True:
-            held = {chain for chain, _ in self._trades.held()}
-            for link in self._open():
-                if link.chain in held:
-                    self._trades.held_since(link.chain, self._height())
-                if link.chain in held or loop.time() >= everything:
-                    self._spawn("ask", link.chain, partial(self._ask, link.chain))
-            self._let_go()
+            try:
+                self._round(everything=loop.time() >= everything)
+            except DiskFull as e:
+                log.error("%s", e.detail)  # noqa: TRY400  (a full disk needs no traceback)
             if loop.time() >= everything:
                 everything = loop.time() + self._pace.open
             await asyncio.sleep(min(self._pace.held, self._pace.open))
+
+    def _round(self, *, everything: bool) -> None:
+        held = {chain for chain, _ in self._trades.held()}
+        for link in self._open():
+            if link.chain in held:
+                self._trades.held_since(link.chain, self._height())
+            if link.chain in held or everything:
+                self._spawn("ask", link.chain, partial(self._ask, link.chain))
+        self._let_go()
 
     def _spawn(self, what: str, chain: bytes, work: Callable[[], Awaitable[None]]) -> None:
         """One of a kind for one chain at a time."""

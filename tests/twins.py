@@ -36,7 +36,7 @@ from escrow.verify import consensus_holds
 from escrow.wallet.base import InsufficientFunds, Reservation, SelectedInput, Selection, Sent
 from p2pnode.delivery import Refused, Undelivered
 from protocol.contact import ContactRecord
-from protocol.errors import P2PError
+from protocol.errors import Fault, P2PError
 from protocol.types import Network
 
 REPLACEABLE = 0xFFFFFFFD
@@ -405,6 +405,8 @@ class BoundPost:
         except Undelivered:
             raise
         except P2PError as e:
+            if e.fault is not Fault.PEER:
+                raise Undelivered(e.detail) from e  # as a channel says: its own trouble, perhaps later
             self._post.refused.append(e)
             raise Refused(e.code, e.detail) from e
         self._post.carried.append(payload)

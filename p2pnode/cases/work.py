@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import Final, assert_never
 
 from escrow.chain.base import ChainBackend, ChainEvent, TipChanged, WatchRequest
@@ -19,6 +20,7 @@ from escrow.payout import derive_payout, sign_payout
 from p2pnode.cases.engine import CaseEngine, HeldCase
 from p2pnode.cases.store import PendingCaseEffect
 from p2pnode.chainwatch import REORG_MARGIN, escrow_event
+from p2pnode.database import until_there_is_room
 from p2pnode.keyring import Keyring
 from protocol.case_events import (
     CaseChainFact,
@@ -89,7 +91,7 @@ class CaseWork:
     async def _follow(self, events: object) -> None:
         async for event in events:  # type: ignore[attr-defined]
             try:
-                self._handle(event)
+                await until_there_is_room(partial(self._handle, event))
             except Exception:
                 # One case's trouble must not blind all others; the watch tells its state again at the next depth.
                 log.exception("a chain event could not be handled")

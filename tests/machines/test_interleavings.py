@@ -109,7 +109,7 @@ class Trouble(RuleBasedStateMachine):
         self.fee_rate = fee_rate
         for node in self.everybody():
             node.reconciles = True
-            node._no_lookup = self.finder(node)  # type: ignore[method-assign]
+            node._no_lookup = self.finder(node)  # type: ignore[assignment,method-assign]
         self.court.post.tamper = self.on_the_way
         self.run(self.court.begin())
         self.rich = {name: self.node(name).wallet.worth() for name in PARTIES}
