@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from itertools import zip_longest
 from typing import Final
 
 import msgspec
@@ -65,7 +66,7 @@ def render(view: Struct) -> RenderableType:  # noqa: C901, PLR0911, PLR0912  (on
         case s.TradeView():
             return trade(view)
         case s.PageLink():
-            return Text(view.url)
+            return Text(clean(view.url))
         case s.FactorView():
             return Text(_factor(view))
         case s.FactorSecret():
@@ -428,5 +429,5 @@ def _factor(view: s.FactorView) -> str:
 
 
 def _recovery(view: s.RecoveryCodes) -> str:
-    codes = "\n".join(f"  {a}    {b}" for a, b in zip(view.codes[::2], view.codes[1::2], strict=True))
-    return f"The second factor is on. Recovery codes, each good once; they are not shown again:\n\n{codes}\n"
+    codes = "\n".join(f"  {a}    {b}" for a, b in zip_longest(view.codes[::2], view.codes[1::2], fillvalue=""))
+    return f"The second factor is on. Recovery codes, each good once; they are not shown again:\n\n{clean(codes)}\n"
