@@ -69,6 +69,10 @@ class Ranking(Protocol):
         """Why an arbiter is out of the question; None: it is not."""
         ...
 
+    def prepare(self) -> Awaitable[None]:
+        """Bring up to date who is out of the question."""
+        ...
+
     def check(self, listed: Sequence[Listed]) -> Awaitable[None]:
         """Bring up to date what the order hangs on."""
         ...
@@ -88,6 +92,9 @@ class ByFee:
     def refusal(self, persona: bytes) -> str | None:  # noqa: ARG002  (nobody is)
         """Nobody is out of the question."""
         return None
+
+    async def prepare(self) -> None:
+        """Nobody is out of the question."""
 
     async def check(self, listed: Sequence[Listed]) -> None:
         """There is nothing to bring up to date."""
@@ -156,18 +163,25 @@ class ArbiterDirectory:
         return value
 
     async def refresh(self, *, fresh_seconds: float = FRESH_SECONDS, wait_seconds: float = WAIT_SECONDS) -> None:
-        """Ask the DHT for all arbiters, and the chain for their bonds, unless that was done just now.
+        """Ask the DHT for all arbiters and for proofs against them, unless that was done just now.
 
-        Waits for the answers only so long.
+        Waits for the answers only so long. What the order hangs on is brought up to date by `rank`.
         """
         await self._lookups.ask("arbiters", self._ask, fresh_seconds=fresh_seconds, wait_seconds=wait_seconds)
+
+    async def rank(self) -> None:
+        """Ask the DHT and the chain for bonds and rulings of all arbiters that are known."""
+        await self.ranking.check(self._present())
 
     async def close(self) -> None:
         """Give up what is being looked up."""
         await self._lookups.close()
 
     async def _ask(self) -> bool:
-        found = await self._dht.find_records(arbiters_topic(self._network), paths=LOOKUP_PATHS)
+        # At once: a take waits for both.
+        found, _ = await asyncio.gather(
+            self._dht.find_records(arbiters_topic(self._network), paths=LOOKUP_PATHS), self.ranking.prepare()
+        )
         now = self._clock.now()
         known = {bytes(row[0]) for row in self._db.execute("SELECT id FROM announcements")}
         with self._database.transaction():
@@ -179,7 +193,6 @@ class ArbiterDirectory:
                 except PeerViolation as e:
                     log.info("an announcement is left out: %s", e.detail)
             self._prune(now)
-        await self.ranking.check(self._present())
         return bool(found.records)
 
     def _prune(self, now: int) -> None:

@@ -47,6 +47,10 @@ class ArbiterRanking:
             return "it gave two rulings in one contract"
         return "you have blocked it" if self._acquaintances.blocks(persona) else None
 
+    async def prepare(self) -> None:
+        """Ask for proofs against arbiters, but wait only a moment."""
+        await self._exposures.refresh()
+
     async def check(self, listed: Sequence[Listed]) -> None:
         """Bring up to date what the order hangs on, but wait only a moment."""
         now = self._clock.now()
@@ -57,7 +61,6 @@ class ArbiterRanking:
         bonds = [(x.announcement.persona, x.announcement.bond) for x in listed if x.announcement.bond is not None]
         with suppress(TimeoutError):
             async with asyncio.timeout(CHECK_SECONDS):
-                await self._exposures.refresh()
                 await asyncio.gather(*(self._histories.check_bond(persona, bond) for persona, bond in bonds))
                 await asyncio.gather(
                     *(

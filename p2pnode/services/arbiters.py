@@ -61,9 +61,8 @@ class ArbiterService:
     async def list(self, currency: str | None, method: str | None, language: str | None = None) -> ArbiterList:
         """Those with a living announcement that serve `currency`, `method` and `language` (None: any), best first."""
         await self._directory.refresh()
-        found = self._directory.find(currency, method, language=language)
         # Bonds may have been spent, and new ones buried, since the last look at the DHT.
-        await self._directory.ranking.check(found)
+        await self._directory.rank()
         found = self._directory.find(currency, method, language=language)
         return ArbiterList(arbiters=tuple(self._view(listed, place) for place, listed in enumerate(found, 1)))
 

@@ -433,6 +433,7 @@ class OfferService:
         await self._directory.refresh(fresh_seconds=FRESH_ARBITERS_SECONDS)
         if personas:
             return named_arbiters(self._directory, personas, need)
+        await self._directory.rank()
         return known_arbiters(self._directory, need)
 
     def _payout_address(self, offer_id: bytes) -> str | None:
