@@ -65,6 +65,8 @@ class Way(ABC):
         self.tip = await self.node.rpc("getbestblockhash")
         self.claimed = {txid: await self.node.height(), script: 0}
         self.tell_lies()
+        # A block without the transaction, so that whoever waits for news asks.
+        await self.node.mine_empty(1)
 
     async def hide(self) -> None:
         """From now on: there are no new blocks."""

@@ -59,7 +59,9 @@ class Stage(Cast):
         if daemon not in self.traders:
             return config
         lines = [line for way in self.ways.values() for line in way.lines]
-        return "\n".join([config.partition("[chain]")[0], "[chain]", *lines, f"quorum = {self._quorum}", ""])
+        return "\n".join(
+            [config.partition("[chain]")[0], "[chain]", *lines, f"quorum = {self._quorum}", "poll_seconds = 1", ""]
+        )
 
 
 class Undisturbed(Play):
@@ -169,11 +171,9 @@ class LiesThroughout(Undisturbed):
         await way.claim(view.escrow.funding_txid, script)
         await self.still(trade, {before, "funding", "awaiting_funding", "signing_funding"})
         assert way.told
-        way.told = 0
         await way.hide()
         await self.stage.bitcoind.mine(view.confirmations_required)
         await self.still(trade, {before, "funding", "awaiting_funding", "signing_funding"})
-        assert way.told
         way.be_honest()
         await super()._confirm_escrow(trade)
 
