@@ -121,6 +121,33 @@ async def test_what_both_nodes_forgot_is_sent_again_after_the_next_block(cast: S
     await complete(cast, trade)
 
 
+async def test_buyer_hands_its_own_node_what_that_forgot_though_only_the_seller_can_complete_it(
+    cast: SplitCast,
+) -> None:
+    """It has seen the whole funding once; the seller's node can't be reached to send it again."""
+    _, trade = await cast.trade()
+    funding = (await cast.buyer.api.trade(trade)).escrow.funding_txid
+    await cast.split()
+    await again(cast.other)
+    assert await mempool(cast.other) == []
+    await cast.one(cast.buyer, trade, lambda t: t.escrow.funding_depth is None, "the loss to be noticed")
+    await cast.other.mine_empty(1)
+
+    async def in_its_mempool() -> bool:
+        return funding in await mempool(cast.other)
+
+    await until(in_its_mempool, "the funding in the buyer's own mempool")
+    await cast.other.mine(2)
+    await cast.rejoin()
+    await cast.both(trade, lambda t: t.phase == "funded", "a funded escrow")
+    await cast.one(cast.buyer, trade, lambda t: bool(t.peer_details), "the seller's details")
+    await cast.buyer.api.trade_pay(trade)
+    await cast.one(cast.seller, trade, lambda t: t.phase == "paid", "the payment to be declared")
+    await cast.seller.api.trade_release(trade)
+    await cast.both(trade, lambda t: t.phase == "settling", "the payout in both mempools")
+    await complete(cast, trade)
+
+
 async def test_either_side_pays_for_a_funding_or_a_payout_by_a_child(cast: SplitCast) -> None:
     """From the change of its own share, or from what the payout gives it; the txid that others rely on stays."""
     _, trade = await cast.trade()
