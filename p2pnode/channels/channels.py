@@ -8,7 +8,9 @@ nothing runs on it; a request that crosses its closing is known not to have been
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -136,6 +138,9 @@ class Channels:
         """Accept sessions over TCP; port 0 picks a free one. Returns the address in use. Raises CannotListen."""
         try:
             server = await asyncio.start_server(self._on_tcp, host, port, limit=READ_BYTES)
+            if not server.sockets:
+                # asyncio passes over a version of IP that the machine does not have.
+                raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
         except OSError as e:
             raise CannotListen(f"can't listen on {host} port {port}: {e.strerror or e}") from e
         self._servers.append(server)

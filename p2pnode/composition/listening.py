@@ -12,7 +12,7 @@ from dht.disk import open_storage
 from dht.engine import EngineConfig
 from dht.errors import PortInUse
 from dht.node import Carry, DhtConfig, DhtNode
-from dht.udp import EVERYWHERE, NO_SUCH_IP, listening_hosts
+from dht.udp import EVERYWHERE, listening_hosts
 from p2pnode.channels import CannotListen, Channels
 from p2pnode.composition.choices import local
 from p2pnode.config import Config
@@ -22,6 +22,7 @@ from protocol.contact import Address
 from protocol.errors import P2PError
 from protocol.identity import SigningKey
 
+TAKEN: Final = frozenset((errno.EADDRINUSE, errno.EACCES, errno.EPERM))
 PORT_ATTEMPTS: Final = 8
 """With port 0: how often a UDP port is tried whose TCP twin turns out to be taken."""
 
@@ -67,7 +68,8 @@ async def _listen(hosts: Sequence[str], port: int, channels: Channels) -> tuple[
         try:
             made.append(Address(*await channels.listen(host, made[0].port if made else port)))
         except CannotListen as e:
-            lacks = isinstance(e.__cause__, OSError) and e.__cause__.errno in NO_SUCH_IP
+            # A machine without a version of IP says so in many ways; whoever is there, or forbids it, in these.
+            lacks = isinstance(e.__cause__, OSError) and e.__cause__.errno not in TAKEN
             last = host == hosts[-1] and not made
             if tuple(hosts) != EVERYWHERE or not lacks or last:
                 await channels.unlisten()

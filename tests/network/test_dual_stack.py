@@ -71,9 +71,34 @@ async def test_nodes_with_both_learn_each_others_other_address(net: Net) -> None
     table = net.nodes[3].engine.table
     assert {c.id for c in table.v6} <= {c.id for c in table.v4}
     assert len(table) == len({c.id for c in table})
+    near = table.closest(0, 30)
+    assert len({c.id for c in near}) == len(near)
     gone = next(iter(table.v4))
     table.remove_contact(gone)
     assert any(c.id == gone.id and c.version == 6 for c in table.closest(gone.long_id, 1))
+
+
+async def test_other_address_of_nodes_far_away_is_learnt_too(net: Net) -> None:
+    """Neighbours ping each other in any case; the others have to be asked for it."""
+    for _ in range(22):
+        await join(net, BOTH, net.nodes[0])
+    await eventually(lambda: all(n.engine.table.v6.size >= 0.8 * n.engine.table.v4.size for n in net.nodes))
+
+
+async def test_node_that_is_reached_by_one_version_only_is_told_by_that_one_only(net: Net) -> None:
+    """Behind an IPv4 router with an open IPv6 line: its IPv4 address in a table would lead nobody anywhere."""
+    await eventually(lambda: all(len(set(n.engine.table.v6)) >= 5 for n in net.nodes))
+    node = net.make(BOTH)
+    await node.start()
+    node.serve(True, frozenset({4}))
+    assert await node.bootstrap([Seed(*net.nodes[0].engine.elsewhere[4]), Seed(*net.nodes[0].engine.elsewhere[6])])
+    await node.find_nodes(node.node_id)
+    for contact in list(node.engine.table.v6):
+        await node.meet(Seed(contact.ip, contact.port))
+        await node.meet(Seed(contact.ip, contact.port))
+    own = {node.node_id}
+    assert any(own & {c.id for c in n.engine.table.v6} for n in net.nodes)
+    assert not any(own & {c.id for c in n.engine.table.v4} for n in net.nodes[:8])
 
 
 async def test_node_of_each_version_finds_what_the_other_published(net: Net) -> None:

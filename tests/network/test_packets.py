@@ -18,12 +18,13 @@ from dht.rpc import Limits as AskLimits
 from p2pnode.channels import AnyService, Channels, Limits, Pipe, PipeBroken, PipeService, dial_tcp
 from p2pnode.clock import SystemClock
 from p2pnode.reach import packets as packets_module
+from p2pnode.reach.errors import DirectOnly, TooManyStreamsOpen
 from p2pnode.reach.packets import PACKET_SERVICE, Packets
 from p2pnode.reach.probe import Helper
 from protocol.contact import Address
 from protocol.identity import SigningKey
 from protocol.types import Network
-from tests.network.channel_support import eventually
+from tests.network.channel_support import PipeLink, eventually
 from tests.network.dht_net import NOTES, WallClock, note
 
 ALICE = SigningKey(b"a" * 32)
@@ -137,6 +138,8 @@ async def test_what_is_watched_is_pushed_over_the_watchers_own_stream(net: list[
     record = note(ALICE, TOPIC, b"news")
     await net[7].dht.put(TOPIC, record, quorum=8)
     await eventually(lambda: any(r.raw == record.raw for r in seen))
+    # That a holder speaks by our stream says nothing new of where it is: it answers datagrams, of others.
+    assert all(contact.via is Via.UDP for contact in node.dht.peers())
     end()
 
 
@@ -209,6 +212,56 @@ async def test_question_in_anothers_name_is_not_answered(net: list[Node]) -> Non
     thief.packets.send(question, ByChannel(server.host, server.port, server.key.public))
     await eventually(lambda: server.dht.stats().bad > bad)
     assert server.dht.stats().served == served
+
+
+async def test_who_speaks_over_a_channel_has_proved_where_it_receives(net: list[Node]) -> None:
+    """No round trip for a token first, as a datagram's sender needs, whose address may not be its own."""
+    node = await without_udp(net)
+    stranger = await Node(49).start()
+    net.append(stranger)
+    where = Contact(stranger.key.public, stranger.host, stranger.port)
+    answers: list[int] = []
+
+    class Listener(_Deaf):
+        def answered(self, _call: object, reply: messages.Reply, _now: float) -> None:  # type: ignore[override]
+            answers.append(reply.status)
+
+    record = note(ALICE, TOPIC)
+    body = messages.store_body(TOPIC, 0, record.raw)
+    node.dht.ask(where, messages.Op.STORE, body, Listener())
+    await eventually(lambda: bool(answers))
+    by_udp = net[1]
+    by_udp.dht.ask(where, messages.Op.STORE, messages.store_body(TOPIC, 0, record.raw), Listener())
+    await eventually(lambda: len(answers) == 2)
+    assert answers == [messages.Status.OK, messages.Status.BAD_TOKEN]
+
+
+async def test_packets_are_not_taken_through_a_relay(net: list[Node]) -> None:
+    """Whoever is behind one asks by a session of his own, or one relay's address would stand for many askers."""
+    near, far = PipeLink.pair()
+    assert net[1].channels.accept(far)
+
+    async def through(_address: Address) -> PipeLink:
+        return near
+
+    asker = Channels(SigningKey(b"q" * 32), Network.REGTEST, {}, clock=SystemClock(), dial=through)
+    pipe = await asker.pipe(net[1].key.public, (Address("127.0.0.1", 9),), PACKET_SERVICE, b"\0\0")
+    with pytest.raises(PipeBroken) as broken:
+        await pipe.read()
+    assert broken.value.code == DirectOnly.code
+    await asker.close()
+
+
+async def test_streams_beyond_the_limit_are_refused_politely(net: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packets_module, "MOST_STREAMS", 1)
+    where = (Address(net[1].host, net[1].port),)
+    askers = [await Node(seed, Carry.CHANNEL).start(listen=False) for seed in (51, 52)]
+    net += askers
+    first, second = [await asker.channels.pipe(net[1].key.public, where, PACKET_SERVICE, b"\0\0") for asker in askers]
+    with pytest.raises(PipeBroken) as broken:
+        await second.read()
+    assert broken.value.code == TooManyStreamsOpen.code
+    assert first.broken is None
 
 
 async def test_answer_by_the_channel_of_another_node_does_not_count(net: list[Node]) -> None:
@@ -285,6 +338,11 @@ async def test_server_without_udp_is_told_of_only_after_it_was_dialled(net: list
     await eventually(lambda: any(c.id == server.dht.node_id for n in net[:12] for c in n.dht.peers()))
     contact = next(c for n in net[:12] for c in n.dht.peers() if c.id == server.dht.node_id)
     assert (contact.via, contact.ip, contact.port) == (Via.CHANNEL, server.host, server.port)
+    # Who can't use such contacts is not told of them.
+    old = await Node(50, Carry.UDP).start(net[0])
+    net.append(old)
+    await old.dht.find_nodes(server.dht.node_id)
+    assert all(c.via is Via.UDP for c in (*old.dht.peers(), *old.dht.heard_of()))
     # It holds records like any other, and is asked for them over channels.
     assert (await net[4].dht.put(server.dht.node_id, note(ALICE, server.dht.node_id), quorum=8)).acks >= 5
     await eventually(lambda: server.dht.storage.total(server.dht.node_id) == 1)
