@@ -9,6 +9,7 @@ import pytest
 
 from p2pnode.channels import Pipe, Unreachable
 from p2pnode.reach.relay import RelayLimits
+from protocol.contact import Address
 from protocol.relay import RELAY_SERVICE, Op, connect
 from tests.network.channel_support import eventually
 from tests.network.relay_support import BULK, MEGABYTE, RelayNode
@@ -188,3 +189,12 @@ async def test_relay_works_over_ipv6(make: Make) -> None:
     alice, bob = make(2), await make(3).hide_behind(relay)
     assert await alice.ask(bob) == b"hello"
     assert bob.registrar.seen()[0].host == "::1"
+
+
+async def test_client_names_its_relay_by_the_version_of_ip_that_it_does_not_use_itself(make: Make) -> None:
+    """Or a trader with IPv6 alone could not find the relay of one with IPv4 alone."""
+    relay = await make(1).listen()
+    relay.relay.own = lambda: (Address("192.0.2.1", 7), Address("2001:db8::9", 7), Address("2001:db8::8", 7))
+    client = await make(2).hide_behind(relay)
+    (named,) = client.registrar.relays()
+    assert named.addresses == (*relay.addresses, Address("2001:db8::9", 7))
