@@ -390,8 +390,12 @@ class Rpc:
             peer.late = False
             self.late.discard(peer.contact.path)
         if call.tries == 1:
-            # Karn: an answer to a question sent twice says nothing of the round trip.
             self._measure(peer, now - call.sent_at)
+        elif peer.rtt:
+            # Karn: an answer to a question sent twice says nothing exact of the round trip. But it was no longer than
+            # this, so the next question waits as long: a node that has become slow is not asked twice for ever, which
+            # would make it slower still.
+            peer.rtt_dev = max(peer.rtt_dev, (now - call.sent_at - peer.rtt) / 4)
         call.asker.answered(call, reply, now)
 
     def _measure(self, peer: Peer, sample: float) -> None:
