@@ -24,6 +24,7 @@ from p2pnode.api.server import ApiServer
 from p2pnode.api.services import Services
 from p2pnode.arbiters import ArbiterDirectory
 from p2pnode.attachments import ATTACHMENT_SERVICE, AttachmentService, AttachmentStore
+from p2pnode.autobackup import AutoBackup
 from p2pnode.backends import make_backend, make_wallet, report_to
 from p2pnode.booksync import BOOK_SERVICE, BookSync
 from p2pnode.channels import AnyService, Channels, Pipe, PipeService, Service
@@ -199,6 +200,11 @@ class App:
             )
             on_entry.append(trading.mailbox.kick)
             await trading.start(self._parts)
+            if config.backup.folder is not None:
+                copies = AutoBackup(self.data, self.keys, config.backup.folder, clock)
+                trading.engine.subscribe(lambda _state: copies.changed())
+                self._parts.push_async_callback(copies.close)
+                copies.start()
             await standing.start(self._parts)
             self._trading.set_result(trading)
 

@@ -154,7 +154,10 @@ def snapshot_database(path: Path, now: UnixTime) -> bytes:
             """INSERT INTO held (chain) SELECT chain FROM conversations LEFT JOIN trades USING (trade_id)
                LEFT JOIN cases USING (trade_id) WHERE CASE arbitrates WHEN 1 THEN cases.open ELSE trades.open END"""
         )
+        # The book is the network's, and the largest part.
+        copy.execute("DELETE FROM book")
         copy.commit()
+        copy.execute("VACUUM")
 
     return snapshot(path, mark)
 

@@ -226,6 +226,15 @@ class KeystoreConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class BackupConfig:
+    """Copies that the node makes by itself."""
+
+    folder: Path | None = None
+    """Where an encrypted backup is kept up to date after each step of a trade: on another disk, best of all. It opens
+    with the mnemonic alone. None: only `p2pnode backup` makes one."""
+
+
+@dataclass(frozen=True, slots=True)
 class LogConfig:
     """What is told, and how."""
 
@@ -275,6 +284,7 @@ class Config:
     prices: PriceConfig = PriceConfig()
     reputation: ReputationConfig = ReputationConfig()
     keystore: KeystoreConfig = KeystoreConfig()
+    backup: BackupConfig = BackupConfig()
     log: LogConfig = LogConfig()
     limits: LimitConfig = LimitConfig()
     metrics: MetricsConfig = MetricsConfig()
