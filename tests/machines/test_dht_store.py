@@ -184,13 +184,14 @@ class DhtNodeMachine(RuleBasedStateMachine):
         self.engine.receive(datagram, self._at(caller), self.now)
         self.engine.receive(data, self._at(caller), self.now)
 
-    @rule(seconds=st.integers(1, 600))
-    def wait(self, seconds: int) -> None:
-        """Time passes; the chores are done."""
+    @rule(seconds=st.integers(1, 600), chores=st.booleans())
+    def wait(self, seconds: int, chores: bool) -> None:
+        """Time passes; the chores are done, or not yet."""
         self.now += seconds
-        self.engine.step(self.now)
-        self.engine.tick(self.now)
-        self.model = self._alive()
+        if chores:
+            self.engine.step(self.now)
+            self.engine.tick(self.now)
+            self.model = self._alive()
 
     @rule()
     def restart(self) -> None:

@@ -36,7 +36,7 @@ from protocol.types import Network
 from protocol.wire import Envelope, Kind, pack
 from protocol.work import find_work
 from tests.malice.test_dht_attacks import Ear, contact_of, nothing_raised, store
-from tests.network.dht_net import NOTE, Net, note, read_note
+from tests.network.dht_net import NOTE, NOTES, Net, note, read_note
 from tests.network.test_dht_market import KEY, MarketNet, bid
 
 NETWORK = Network.REGTEST
@@ -97,6 +97,13 @@ class TestRecords:
         # Only its owner can harm himself by it, and even he can still take it back.
         assert (await net.nodes[1].put(TOPIC, note(ALICE, TOPIC, sequence=sequence, gone=True), quorum=8)).acks
         assert await net.nodes[4].get(TOPIC, paths=3) == []
+
+    def test_a_tombstone_outranks_what_it_revokes_whatever_their_hashes_are(self) -> None:
+        registry = Registry(NETWORK, (NOTES,))
+        now = int(time.time())
+        gone = registry.check(note(ALICE, TOPIC, gone=True).raw, TOPIC, now)
+        texts = [registry.check(note(ALICE, TOPIC, bytes([i])).raw, TOPIC, now) for i in range(16)]
+        assert all(gone.rank > other.rank for other in texts)
 
     async def test_a_negative_sequence_replaces_nothing(self, net: Net) -> None:
         first = note(ALICE, TOPIC, b"first", sequence=0)
