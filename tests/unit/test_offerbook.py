@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from p2pnode import database as database_module
 from p2pnode.database import Database
 from p2pnode.idprefix import BadIdPrefix
 from p2pnode.offerbook import BadCursor, BookFilter, OfferBook, Standing
@@ -296,3 +297,26 @@ def test_a_deep_page_of_a_large_book_starts_at_its_cursor(large: tuple[sqlite3.C
     print(f"{min(took) * 1000:.2f} ms")
     # A walk over the 60,000 offers before it would take ten times as long.
     assert min(took) < 0.020
+
+
+def test_a_book_of_an_older_version_is_taken_over(tmp_path: Path) -> None:
+    """Rows of before have no `method_bits`: they are found by method all the same."""
+    older = sqlite3.connect(tmp_path / "old.db")
+    envelope, offer = signed(offer_of(MAKER.persona.public), MAKER, work=0)
+    for number, script in database_module._scripts():
+        if number < 10:
+            older.executescript(script)
+    row = (offer.maker, offer.offer_id, 3, envelope.raw, 1, 2, "EUR", 0, 5, 1, 10**9, ",sepa,", offer.expires, T0)
+    gone = (offer.maker, b"z" * 32, 1, None, 0, 2, "EUR", 0, 0, 0, 0, "", offer.expires, T0)
+    older.executemany(f"INSERT INTO book VALUES ({', '.join('?' * 14)})", [row, gone])
+    older.execute("PRAGMA user_version = 9")
+    older.commit()
+    older.close()
+    database = Database(tmp_path / "old.db")
+    book = OfferBook(database, NETWORK)
+    assert ids(book, BookFilter(method="sepa")) == [offer.offer_id[:1]]
+    assert ids(book, BookFilter(method="pix")) == []
+    assert not book.add(envelope, offer, T0), "sequence 3 is known"
+    (place,) = book.locate((b"z" * 32).hex(), T0)
+    assert place.standing is Standing.GONE
+    database.close()
