@@ -172,11 +172,46 @@ async def test_real_seller_lost_before_the_release_goes_on_from_its_backup_file(
     seller = cast.seller
     offer = await publish(cast)
     trade = await until_paid(cast, offer)
-    file, words, new = tmp_path / "seller.backup", tmp_path / "words", tmp_path / "new"
+    file, words, new = tmp_path / "seller.backup", tmp_path / "words", another(seller.data.path)
     command("backup", str(file), "--datadir", str(seller.data.path))
     words.write_text(keystore.unlock(seller.data.keystore, "", Network.REGTEST).mnemonic)
     before = (await seller.api.balance()).escrow_own_sats
     assert before > 0
+    await lose(cast, file, words, new)
+    assert (await seller.api.balance()).escrow_own_sats == before
+    await finish(cast, offer)
+    assert (await seller.api.trade(trade)).phase == "completed"
+    assert (await seller.api.balance()).escrow_sats == 0
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.regtest
+@pytest.mark.timeout(120)
+async def test_real_seller_whose_backup_is_older_than_the_take_gets_its_trade_back(cast: Cast, tmp_path: Path) -> None:
+    """The buyer's node returns it; the seller's then has only to release, as before the loss."""
+    seller = cast.seller
+    offer = await publish(cast)
+    file, words, new = tmp_path / "seller.backup", tmp_path / "words", another(seller.data.path)
+    command("backup", str(file), "--datadir", str(seller.data.path))
+    words.write_text(keystore.unlock(seller.data.keystore, "", Network.REGTEST).mnemonic)
+    trade = await until_paid(cast, offer)
+    before = (await seller.api.balance()).escrow_own_sats
+    await lose(cast, file, words, new)
+    await finish(cast, offer)
+    assert before > 0
+    assert (await seller.api.trade(trade)).phase == "completed"
+    assert (await seller.api.balance()).escrow_sats == 0
+    assert (new / "contracts" / f"{trade}.json").exists(), "the contract file came back, too"
+
+
+def another(old: Path) -> Path:
+    """A folder that outlives the test, as the nodes do."""
+    return old.with_name(f"{old.name}-again")
+
+
+async def lose(cast: Cast, file: Path, words: Path, new: Path) -> None:
+    """The seller's machine is gone; on a new one there are its words and a backup file."""
+    seller = cast.seller
     seller.kill()
     await seller.hang_up()
     shutil.rmtree(seller.data.path)
@@ -189,7 +224,11 @@ async def test_real_seller_lost_before_the_release_goes_on_from_its_backup_file(
     assert made["persona"] == seller.persona
     seller.data = DataDir(new)
     await cast._start(seller, tuple(daemon.seed for daemon in cast.seeds))
-    assert (await seller.api.balance()).escrow_own_sats == before
+
+
+async def finish(cast: Cast, offer: str) -> None:
+    """Both users go on, until their nodes show the end."""
+    seller = cast.seller
     deadline = time.monotonic() + 60
     phases = ("", "")
     while phases != ("completed", "completed"):
@@ -198,8 +237,6 @@ async def test_real_seller_lost_before_the_release_goes_on_from_its_backup_file(
         await asyncio.sleep(0.05)
         views = [await the_trade(daemon, offer) for daemon in cast.traders]
         phases = tuple(view.phase if view else "" for view in views)  # type: ignore[assignment]
-    assert (await seller.api.trade(trade)).phase == "completed"
-    assert (await seller.api.balance()).escrow_sats == 0
 
 
 async def until_paid(cast: Cast, offer: str) -> str:
