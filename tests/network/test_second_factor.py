@@ -26,6 +26,7 @@ FREE = {
     "stop", "offer_revoke", "trade_cancel", "dispute_open", "dispute_evidence", "trade_chat", "trade_extend",
     "file_upload", "case_accept", "case_decline", "case_extend", "case_write", "address", "freeze", "set_labels",
     "peer_add", "announce", "second_factor_begin", "second_factor_confirm", "page",
+    "bond_search", "persona_note", "persona_standing", "trade_publish", "trade_rate",
 }  # fmt: skip
 """Writes that move, lock and sign away nothing."""
 
