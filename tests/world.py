@@ -22,7 +22,7 @@ from p2pnode.contractfile import ContractDirectory
 from p2pnode.contribution import Contributor
 from p2pnode.database import Database
 from p2pnode.delivery import Delivery, Refusal, Undelivered, local_contact
-from p2pnode.engine import Engine
+from p2pnode.engine import Engine, HeldTrade
 from p2pnode.executor import Executor
 from p2pnode.intake import Intake
 from p2pnode.keyring import Keyring
@@ -421,8 +421,9 @@ class World:
         """Give a command as a user would: again, if the node died and has no record of it."""
         while not reached():
             if node.alive and node.trade is not None:
-                with suppress(Killed):
+                with suppress(Killed, HeldTrade):
                     node.engine.apply(node.trade.trade_id, event)
+            await asyncio.sleep(0.002)
             await self.until(lambda: node.alive, "restart")
 
     async def happy(self) -> None:

@@ -24,6 +24,7 @@ async def run(world: World) -> None:
 def check(world: World) -> None:
     """Six messages in all, each once; and two transactions with all value accounted for."""
     kinds = [Kind(open_envelope(raw, NETWORK).kind).name for raw in dict.fromkeys(world.post.carried)]
+    kinds = [kind for kind in kinds if kind not in ("SYNC", "SYNCED", "RETURNED")]
     assert sorted(kinds) == ["ACCEPT", "PAID", "PAYMENT_DETAILS", "RELEASED", "SEAL", "TAKE"]
     assert len(world.chain.broadcasts) == 2
 

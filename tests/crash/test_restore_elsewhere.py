@@ -31,7 +31,7 @@ from protocol.types import Network, Side
 from tests.crash.test_crash_everywhere import MOST_COMMITS, check, run
 from tests.crash.test_kill9 import cast as cast  # noqa: PLC0414 - a fixture
 from tests.crash.test_kill9 import publish, push, the_trade
-from tests.world import PATIENCE, Killed, TwinNode, World
+from tests.world import NOW, PATIENCE, Killed, TwinNode, World
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,7 +57,7 @@ class LostMachines:
         old = DataDir(node.folder / f"{node.name}-machine{len(self.phases)}")
         old.create()
         (node.folder / f"{node.name}.db").rename(old.database)
-        data = backup.make(old, keys_of(node), 1)
+        data = backup.make(old, keys_of(node), NOW)
         new = node.folder / str(len(self.phases))
         new.mkdir(mode=0o700)
         files = backup.open_backup(data, keys_of(node)).files
@@ -75,6 +75,8 @@ async def test_restored_on_a_new_machine_in_any_state_the_trade_completes(
         folder = tmp_path / str(number)
         folder.mkdir()
         world = World(folder, side)
+        for trader in world.both:
+            trader.reconciles = True
         node: TwinNode = getattr(world, victim)
         await node.up()
         node.database.dies_at = node.database.commits + number + (1 if victim == "maker" else 0)
