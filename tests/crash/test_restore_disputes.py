@@ -14,6 +14,7 @@ import pytest
 
 from escrow.coins import OutPoint
 from p2pnode import backup
+from p2pnode.cases.engine import HeldCase
 from protocol import case_events as ce
 from protocol import dispute_events as dv
 from protocol.errors import IllegalTransition
@@ -55,6 +56,10 @@ class Story:
             node.held.clear()
             node.held.update(self._held)
             await node.up()
+            if name == "ruled" and node.case is not None:
+                # An arbiter that has forgotten its ruling would make another one, if its node let it.
+                with pytest.raises(HeldCase):
+                    await node.decide(100_000)
 
     async def insist(self, act: Callable[[], Awaitable[None]], done: Callable[[], bool], what: str) -> None:
         """As a user does: again, until it is done."""
@@ -128,6 +133,7 @@ async def test_dispute_goes_on_after_the_loss_of_a_disk(tmp_path: Path, victim: 
         for trader in court.both:
             assert trader.trade is not None
             assert isinstance(trader.trade.payout.outcome, RulingOutcome)
+            assert trader.trade.payout.outcome.buyer_share == 700_000, "it has ruled twice"
         check_said_once(court)
     finally:
         await court.end()
