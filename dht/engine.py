@@ -162,10 +162,10 @@ class Engine:
     ) -> None:
         """Collect the records of a topic.
 
-        `paths`: disjoint search paths, for reads that matter. Those also wait for three quarters of the holders,
-        unless `quorum` says otherwise: who is hostile may give old versions, and two of them agree by chance.
+        `paths`: disjoint search paths, for reads that matter. Those also wait for all of the closest that live,
+        unless `quorum` says otherwise: who is hostile may give old versions, and several of them agree by chance.
         """
-        quorum = quorum or (self.config.get_quorum if paths == 1 else 3 * self.config.k // 4)
+        quorum = quorum or (self.config.get_quorum if paths == 1 else self.config.k)
         unix = self.unix(now)
         local = [self.registry.trust(raw, topic, unix) for raw in self.storage.all(topic, unix)]
         places = self.config.k - self.responsible(topic)

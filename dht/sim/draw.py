@@ -105,7 +105,7 @@ are: ADR 0005; what is measured how: `dht/sim/experiments.py`.
 {reads}
 
 Plain reads end when two nodes gave records. Two that are hostile can agree on an old version, so what must be new
-(contact records, arbiters, mail) is read by three paths, until six of the eight holders gave it.
+(contact records, arbiters, mail) is read by three paths, until all of the closest nodes that live have answered.
 
 ## What it costs a node
 
