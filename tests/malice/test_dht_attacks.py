@@ -304,7 +304,7 @@ async def test_poisoned_answers_of_holders_do_not_break_the_read(net: Net) -> No
         return answer
 
     for holder in [n for n in net.nodes if n.storage.total(TOPIC)][:4]:
-        holder.engine.desk._value = poison  # type: ignore[method-assign]
+        holder.engine.desk._value = poison  # type: ignore[assignment,method-assign]
     for node in net.nodes:
         assert [e.raw for e in await node.get(TOPIC, quorum=4)] == [record.raw]
     assert served >= 4
