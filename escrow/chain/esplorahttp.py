@@ -77,7 +77,7 @@ class EsploraHttp:
             return None
         try:
             return _decode(raw)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ArithmeticError) as e:
             raise BackendError(f"the Esplora server {self.name} sent something that is no JSON") from e
 
     async def text(self, path: str) -> str | None:
