@@ -11,7 +11,7 @@ UV_COMPILE = .venv-lock/bin/uv pip compile --quiet --universal --python-version 
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup venv demo test netns page lint fmt bench sim fuzz lock clean distclean
+.PHONY: help setup venv demo test long netns page lint fmt bench sim fuzz lock clean distclean
 
 help: ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -25,8 +25,11 @@ venv:
 demo: setup ## Run a whole trade between real nodes on regtest.
 	@$(BIN)/p2pnode demo $(ARGS)
 
-test: setup ## Run all tests.
-	@$(BIN)/pytest $(ARGS)
+test: setup ## Run all tests but the long ones.
+	@$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+
+long: setup ## Run the tests that take long: further cases of what others show in short.
+	@$(BIN)/pytest -m long $(ARGS)
 
 netns: setup ## Trade behind NATs, over bad lines and dying relays (root, Linux).
 	@$(BIN)/pytest tests/netns -m "netns or not netns" $(ARGS)

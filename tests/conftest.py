@@ -44,9 +44,12 @@ def pytest_configure(config: pytest.Config) -> None:
         settings.load_profile(profile)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs bitcoind."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what needs bitcoind, and leave out what takes long unless it was asked for."""
+    long = "long" in (config.getoption("-m") or "")
     for item in items:
+        if item.get_closest_marker("long") and not long:
+            item.add_marker(pytest.mark.skip(reason="runs with make long"))
         fixtures = set(getattr(item, "fixturenames", ()))
         if fixtures & _NODE_FIXTURES or "regtest" in item.path.parts:
             item.add_marker(pytest.mark.regtest)

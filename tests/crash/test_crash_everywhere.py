@@ -24,7 +24,7 @@ async def run(world: World) -> None:
 def check(world: World, *, late: bool = False) -> None:
     """Six messages in all, each once; and two transactions with all value accounted for.
 
-    `late`: a node that had to ask first may say `Released` after its peer has seen that on the chain, which is too late.
+    `late`: a node that had to ask first may say `Released` only after its peer has seen that on the chain.
     """
     kinds = [Kind(open_envelope(raw, NETWORK).kind).name for raw in dict.fromkeys(world.post.carried)]
     kinds = [kind for kind in kinds if kind not in ("SYNC", "SYNCED", "RETURNED")]

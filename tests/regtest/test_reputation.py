@@ -173,6 +173,7 @@ async def _blocked(cast: PublicCast, before: s.OfferView) -> None:
         await cast.buyer.api.offer_take(offer.id, take)
 
 
+@pytest.mark.long
 async def test_a_bond_ranks_an_arbiter_first_until_it_is_spent_and_the_mnemonic_finds_it_again(
     bitcoind_binary: Path,
 ) -> None:
@@ -245,6 +246,7 @@ async def _spend_and_restore(cast: PublicCast) -> None:
     assert (found.value_sats, found.state) == (50_000_000, "standing")
 
 
+@pytest.mark.long
 async def test_an_arbiter_that_contradicts_itself_drops_out_everywhere(bitcoind_binary: Path) -> None:
     async with stage(bitcoind_binary) as cast:
         await cast.start_chain_and_seeds()

@@ -212,6 +212,7 @@ async def test_a_trade_completes_on_each_kind_of_backend(bitcoind_binary: Path, 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", list(WAYS))
 async def test_a_backend_that_dies_before_funding_and_before_payout_moves_nothing(
     bitcoind_binary: Path, kind: str

@@ -35,6 +35,7 @@ def test_the_import_is_really_blocked() -> None:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.long
 @pytest.mark.parametrize("suite", ["test_wallet.py", "test_wallet_spending.py", "test_wallet_cli.py"])
 def test_the_wallets_own_tests_pass(bitcoind_binary: Path, suite: str) -> None:
     path = str(Path(__file__).with_name(suite))
@@ -84,6 +85,7 @@ def test_every_way_that_a_dispute_ends_is_paid_out(bitcoind_binary: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+@pytest.mark.long
 @pytest.mark.parametrize("suite", ["test_recovery.py", "test_recovery_node.py", "test_wallet_watched.py"])
 def test_recovery_and_coins_on_a_device_need_no_bdk(bitcoind_binary: Path, suite: str) -> None:
     path = str(Path(__file__).with_name(suite))

@@ -121,6 +121,7 @@ async def test_what_both_nodes_forgot_is_sent_again_after_the_next_block(cast: S
     await complete(cast, trade)
 
 
+@pytest.mark.long
 async def test_buyer_hands_its_own_node_what_that_forgot_though_only_the_seller_can_complete_it(
     cast: SplitCast,
 ) -> None:
@@ -222,6 +223,7 @@ async def test_payout_under_the_floor_is_signed_again_by_both_at_one_word(cast: 
     await forget(cast)
 
 
+@pytest.mark.long
 async def test_funding_under_the_floor_goes_out_with_a_child_that_pays(cast: SplitCast) -> None:
     """No mempool takes it alone; the seller's wallet makes the child, and both go as a package.
 
