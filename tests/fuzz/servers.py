@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -179,9 +179,9 @@ def zmq_feed(data: bytes) -> None:
 # -- servers -------------------------------------------------------------------------------------------------------
 
 
-def _electrum_view(pieces: list[bytes]) -> electrum.ElectrumView:
+@contextmanager
+def _electrum_view(pieces: list[bytes]) -> Iterator[electrum.ElectrumView]:
     """A view whose server says one piece to each question: JSON as the result, or with `!` in front a whole line."""
-    setattr(electrum, "_COMPARE_AGAIN", 0.0)  # noqa: B010  (a constant; the fuzzer has no time to wait)
     left = iter(pieces)
 
     async def connect(host: str, port: int, *, tls: bool, trust: Trust, timeout: float) -> electrumrpc.ElectrumRpc:
@@ -201,8 +201,15 @@ def _electrum_view(pieces: list[bytes]) -> electrum.ElectrumView:
         streams: Any = (reader, Writer(said))
         return electrumrpc.ElectrumRpc("fuzz", streams, 0.01)
 
-    setattr(electrumrpc.ElectrumRpc, "connect", connect)  # noqa: B010  (the wire ends here)
-    return electrum.ElectrumView(electrum.ElectrumConfig(NET, "tcp://fuzz:1"), lambda: NOW)
+    before = electrum._COMPARE_AGAIN, electrumrpc.ElectrumRpc.__dict__["connect"]
+    # The wire ends here, and the fuzzer has no time to wait.
+    setattr(electrum, "_COMPARE_AGAIN", 0.0)  # noqa: B010
+    setattr(electrumrpc.ElectrumRpc, "connect", connect)  # noqa: B010
+    try:
+        yield electrum.ElectrumView(electrum.ElectrumConfig(NET, "tcp://fuzz:1"), lambda: NOW)
+    finally:
+        setattr(electrum, "_COMPARE_AGAIN", before[0])  # noqa: B010
+        setattr(electrumrpc.ElectrumRpc, "connect", before[1])  # noqa: B010
 
 
 GENESIS = txid_text(ANCHORS[NET][0].hash).encode()
@@ -213,32 +220,32 @@ def electrum_server(data: bytes) -> None:
     """An Electrum server: question u8, then its answers, one per line."""
     if not data:
         return
-    view = _electrum_view([*HELLO, *data[1:].split(b"\n")])
-    tip = ANCHORS[NET][0]
-    ref = BlockRef(tip.height, tip.hash, 0, 0)
-    questions: tuple[Callable[[], Awaitable[object]], ...] = (
-        view.check,
-        lambda: view.matching(ref, frozenset((SCRIPT,)), frozenset()),
-        lambda: view.relevant([SCRIPT], 0, 10),
-        lambda: view.mempool(frozenset((SCRIPT,)), [TXID]),
-        lambda: view.waiting([TXID]),
-        lambda: view.spenders([OutPoint(TXID, 0)], frozenset((SCRIPT,))),
-        lambda: view.fee_rate(6),
-        lambda: view.mempool_fee(TXID),
-        lambda: view.transaction(TXID, None),
-        lambda: view.unspent(OutPoint(TXID, 0)),
-        lambda: view.send([bytes.fromhex(ONE_TX)]),
-        lambda: view._prove(TXID, ref),
-    )
+    with _electrum_view([*HELLO, *data[1:].split(b"\n")]) as view:
+        tip = ANCHORS[NET][0]
+        ref = BlockRef(tip.height, tip.hash, 0, 0)
+        questions: tuple[Callable[[], Awaitable[object]], ...] = (
+            view.check,
+            lambda: view.matching(ref, frozenset((SCRIPT,)), frozenset()),
+            lambda: view.relevant([SCRIPT], 0, 10),
+            lambda: view.mempool(frozenset((SCRIPT,)), [TXID]),
+            lambda: view.waiting([TXID]),
+            lambda: view.spenders([OutPoint(TXID, 0)], frozenset((SCRIPT,))),
+            lambda: view.fee_rate(6),
+            lambda: view.mempool_fee(TXID),
+            lambda: view.transaction(TXID, None),
+            lambda: view.unspent(OutPoint(TXID, 0)),
+            lambda: view.send([bytes.fromhex(ONE_TX)]),
+            lambda: view._prove(TXID, ref),
+        )
 
-    async def talk() -> None:
-        try:
-            with suppress(P2PError):
-                await questions[data[0] % len(questions)]()
-        finally:
-            await view.close()
+        async def talk() -> None:
+            try:
+                with suppress(P2PError):
+                    await questions[data[0] % len(questions)]()
+            finally:
+                await view.close()
 
-    run(talk)
+        run(talk)
 
 
 ONE_TX = (
