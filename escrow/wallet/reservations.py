@@ -60,11 +60,15 @@ class SqliteReservations:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         """A savepoint: undone alone when it fails, committed with the transaction that it is in, or by itself."""
+        outermost = not self._connection.in_transaction
         self._connection.execute("SAVEPOINT reservations")
         try:
             yield
-        except BaseException:
-            self._connection.execute("ROLLBACK TO reservations")
             self._connection.execute("RELEASE reservations")
+        except BaseException:
+            # SQLite may have undone all of it itself; left open, it would swallow what comes next.
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK" if outermost else "ROLLBACK TO reservations")
+            if not outermost and self._connection.in_transaction:
+                self._connection.execute("RELEASE reservations")
             raise
-        self._connection.execute("RELEASE reservations")

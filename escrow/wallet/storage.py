@@ -172,10 +172,12 @@ class LedgerStore:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                # SQLite may have undone it itself; left open, it would swallow what comes next.
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
                 raise
-            self._connection.execute("COMMIT")
         except sqlite3.Error as e:
             raise CantWrite(f"the wallet file {self._path} can't be written ({e}): is the disk full?") from e
 

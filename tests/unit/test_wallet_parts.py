@@ -17,7 +17,15 @@ from escrow.chain.blocks import ParsedTx, parse_tx
 from escrow.coins import OutPoint, TxOut
 from escrow.sizes import P2WPKH_INPUT_WEIGHT, fee, output_weight
 from escrow.transactions import REPLACEABLE, build
-from escrow.wallet.base import AlreadyReserved, InsufficientFunds, Reservation, TooManyInputs, Utxo, WalletMismatch
+from escrow.wallet.base import (
+    AlreadyReserved,
+    InsufficientFunds,
+    Label,
+    Reservation,
+    TooManyInputs,
+    Utxo,
+    WalletMismatch,
+)
 from escrow.wallet.coinselect import Price, choose, settle
 from escrow.wallet.engine import Keychain
 from escrow.wallet.ledger import LOOKAHEAD, Ledger, Place
@@ -238,6 +246,34 @@ class TestReservations:
         assert len(store.all()) == 1
         connection.close()
         other.close()
+
+
+def refusing(connection: sqlite3.Connection) -> str:
+    """A statement after which no transaction of `connection` can be committed, as on a full disk; it stays open then."""
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("CREATE TABLE room (n INTEGER PRIMARY KEY)")
+    connection.execute("CREATE TABLE written (n REFERENCES room DEFERRABLE INITIALLY DEFERRED)")
+    return "INSERT INTO written VALUES (1)"
+
+
+class TestCommitsThatFail:
+    def test_the_wallet_file_swallows_nothing_afterwards(self, tmp_path: Path) -> None:
+        store = LedgerStore(tmp_path / "wallet.db")
+        statement = refusing(store._connection)
+        with pytest.raises(CantWrite), store._transaction():
+            store._connection.execute(statement)
+        store.set_labels((Label("tx", "00" * 32, "rent"),), (), ())
+        store.close()
+        assert [x.label for x in LedgerStore(tmp_path / "wallet.db").labels()] == ["rent"]
+
+    def test_reservations_swallow_nothing_afterwards(self) -> None:
+        connection = sqlite3.connect(":memory:", isolation_level=None)
+        store, statement = SqliteReservations(connection), refusing(connection)
+        with pytest.raises(sqlite3.IntegrityError), store._transaction():
+            connection.execute(statement)
+        assert not connection.in_transaction
+        store.add([promise(1, b"a")])
+        assert len(store.all()) == 1
 
 
 def test_only_the_bdk_engine_needs_bdk() -> None:
