@@ -249,7 +249,7 @@ class TestReservations:
 
 
 def refusing(connection: sqlite3.Connection) -> str:
-    """A statement after which no transaction of `connection` can be committed, as on a full disk; it stays open then."""
+    """A statement after which no transaction can be committed, as on a full disk; it stays open then."""
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("CREATE TABLE room (n INTEGER PRIMARY KEY)")
     connection.execute("CREATE TABLE written (n REFERENCES room DEFERRABLE INITIALLY DEFERRED)")
@@ -262,7 +262,7 @@ class TestCommitsThatFail:
         statement = refusing(store._connection)
         with pytest.raises(CantWrite), store._transaction():
             store._connection.execute(statement)
-        store.set_labels((Label("tx", "00" * 32, "rent"),), (), ())
+        store.set_labels((Label(kind="tx", ref="00" * 32, label="rent"),), (), ())
         store.close()
         assert [x.label for x in LedgerStore(tmp_path / "wallet.db").labels()] == ["rent"]
 
