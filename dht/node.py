@@ -206,7 +206,7 @@ class DhtNode:
         if self.storage.disk is None:
             return
         now = self.engine.unix(self.now())
-        for topic, raw, group, stored_at in list(self.storage.disk.load(now)):
+        for topic, raw, group, stored_at in self.storage.disk.load(now):
             try:
                 record = self.engine.registry.trust(raw, topic, now)
             except InvalidRecord:

@@ -3,24 +3,31 @@
 All of the index and the hot records are in memory; a `Disk` (SQLite, `dht.disk`) can stand behind it and then the
 memory cap holds for the raw bytes: cold ones are dropped and read back when asked for.
 
-Limits, each refused with a reason: values per publisher under a topic and over all topics, values per topic, bytes
-delivered from one address group, bytes in all. When a limit shared by strangers is hit (topic, bytes in all)
-somebody's record must go. Who goes is decided by shares, so an attacker can't push others out: the heaviest address
-group pays, in it the heaviest publisher, of his records the one with the least work, and ties fall by a hash under a
-secret of this node that no one else can predict. A newcomer from the heaviest group is itself the one that goes.
+Limits, each refused with a reason: values per publisher under a topic, values per signer over all topics (a few kinds
+let anybody sign what belongs to somebody else, and nobody's quota may be spent by others), values per topic, bytes
+delivered from one address group, bytes in all. When a limit shared by strangers is hit (topic, bytes in all) somebody's
+record must go. Who goes is decided by shares, so an attacker can't push others out: the heaviest address group pays, in
+it the heaviest publisher (over all topics: signer), of his records the one with the least work, and ties fall by a hash
+under a secret of this node that nobody else can predict. A newcomer from the heaviest group is itself the one to go.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from hashlib import blake2b
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from dht.contact import Contact
 from dht.records import Record, RecordKind
+
+STALE_EXPIRIES: Final = 1_024
+"""Entries of records that were replaced meanwhile, over the number of records: more are thrown out of the queue."""
+WALK_SHARE: Final = 256
+"""One part in so many of all records goes at a time when the store is full: finding them is a walk over everything."""
 
 
 class Disk(Protocol):
@@ -63,7 +70,7 @@ class StorageLimits:
     group_share: float = 0.25
     """Share of `max_bytes` that one address group (IPv4 /24, IPv6 /48) may fill."""
     max_per_publisher: int = 1_000
-    """Records of one publisher over all topics and kinds."""
+    """Records signed by one key over all topics and kinds."""
     max_topics: int = 100_000
 
 
@@ -93,10 +100,12 @@ class Slot:
         "expires",
         "group",
         "kind",
+        "lot",
         "pow_bits",
         "publisher",
         "rank",
         "raw",
+        "signer",
         "size",
         "stored_at",
         "tag",
@@ -109,6 +118,8 @@ class Slot:
         self.size = len(record.raw)
         self.kind = record.envelope.kind
         self.publisher = meta.publisher
+        # Mostly the same, and then the same object: it is kept for every record.
+        self.signer = meta.publisher if record.envelope.signer == meta.publisher else record.envelope.signer
         self.rank = record.rank
         self.expires = meta.expires
         self.tombstone = meta.tombstone
@@ -116,6 +127,8 @@ class Slot:
         self.tag = record.tag
         self.group = group
         self.stored_at = stored_at
+        self.lot = b""
+        """What decides between equals, once it was asked for."""
 
 
 class Topic:
@@ -141,8 +154,10 @@ class Storage:
         self._secret = secret
         self._topics: dict[bytes, Topic] = {}
         self._expiry: list[tuple[int, bytes, bytes]] = []
-        self._by_publisher: dict[bytes, int] = {}
+        self._by_signer: dict[bytes, int] = {}
         self._by_group: dict[bytes, int] = {}
+        self._least = self.limits.max_bytes // self.limits.max_records
+        """Bytes that a record counts as at least: who sends many small ones takes their share of the number as well."""
         self._hot: dict[tuple[bytes, bytes], None] = {}
         self.bytes = 0
         self.memory = 0
@@ -245,7 +260,10 @@ class Storage:
             if not self._admit(topic, fresh, rules, now):
                 return Put(Outcome.FULL)
         elif old.rank == fresh.rank:
-            return Put(Outcome.SAME)
+            if self._raw(topic, old) is not None:
+                return Put(Outcome.SAME)
+            # Lost with a disk that failed: then it is as welcome as the first time.
+            self._remove(topic, old)
         elif old.rank > fresh.rank:
             return Put(Outcome.OLDER, self._raw(topic, old))
         elif (
@@ -279,10 +297,11 @@ class Storage:
 
     def _admit(self, topic: bytes, fresh: Slot, rules: RecordKind, now: int) -> bool:
         limits = self.limits
-        if self._by_publisher.get(fresh.publisher, 0) >= limits.max_per_publisher:
+        if self._by_signer.get(fresh.signer, 0) >= limits.max_per_publisher:
             return False
         # Our own records (no group) are bounded by what we publish.
-        if fresh.group and self._by_group.get(fresh.group, 0) + fresh.size > limits.group_share * limits.max_bytes:
+        load = self._by_group.get(fresh.group, 0) + self._weight(fresh)
+        if fresh.group and load > limits.group_share * limits.max_bytes:
             return False
         found = self._topics.get(topic)
         if found is None:
@@ -305,17 +324,18 @@ class Storage:
 
     def _make_room_in(self, topic: bytes, found: Topic, fresh: Slot) -> bool:
         """Evict one slot of a full topic, or refuse `fresh` when it is the one that should go."""
-        groups: dict[bytes, int] = {fresh.group: 1}
-        owners: dict[bytes, int] = {fresh.publisher: 1}
-        for slot in found.slots.values():
-            groups[slot.group] = groups.get(slot.group, 0) + 1
-            owners[slot.publisher] = owners.get(slot.publisher, 0) + 1
-
-        def burden(slot: Slot) -> tuple[int, int, int, bytes]:
-            return groups[slot.group], owners[slot.publisher], -slot.pow_bits, self._lot(slot)
-
-        heaviest = max(found.slots.values(), key=burden)
-        if burden(heaviest) <= burden(fresh):
+        # Each step looks only at those that the step before left: a flood of a full topic must cost little.
+        slots = [fresh, *found.slots.values()]
+        groups = Counter([slot.group for slot in slots])
+        most = max(groups.values())
+        left = [slot for slot in slots if groups[slot.group] == most]
+        owners = Counter([slot.publisher for slot in slots])
+        most = max([owners[slot.publisher] for slot in left])
+        left = [slot for slot in left if owners[slot.publisher] == most]
+        least = min([slot.pow_bits for slot in left])
+        left = [slot for slot in left if slot.pow_bits == least]
+        heaviest = max(left, key=self._lot)
+        if heaviest is fresh:
             return False
         self._remove(topic, heaviest)
         self.evicted += 1
@@ -326,23 +346,26 @@ class Storage:
         if not self._by_group:
             return False
         heaviest = max(self._by_group, key=lambda g: (self._by_group[g], g))
-        if self._by_group[heaviest] <= self._by_group.get(fresh.group, 0) + fresh.size:
+        if self._by_group[heaviest] <= self._by_group.get(fresh.group, 0) + self._weight(fresh):
             # The newcomer's own group is the heaviest, or would be.
             return False
         victims = ((t, s) for t, found in self._topics.items() for s in found.slots.values() if s.group == heaviest)
+        count = 1 + self.records // WALK_SHARE
         chosen = heapq.nlargest(
-            32, victims, key=lambda v: (self._by_publisher.get(v[1].publisher, 0), -v[1].pow_bits, self._lot(v[1]))
+            count, victims, key=lambda v: (self._by_signer.get(v[1].signer, 0), -v[1].pow_bits, self._lot(v[1]))
         )
-        # Several at once: finding them costs a walk over everything.
         for topic, slot in chosen:
             self._remove(topic, slot)
             self.evicted += 1
-            if self.bytes + fresh.size <= self.limits.max_bytes and self.records < self.limits.max_records:
-                break
         return bool(chosen)
 
+    def _weight(self, slot: Slot) -> int:
+        return max(slot.size, self._least)
+
     def _lot(self, slot: Slot) -> bytes:
-        return blake2b(slot.publisher + slot.tag, key=self._secret, digest_size=8).digest()
+        if not slot.lot:
+            slot.lot = blake2b(slot.publisher + slot.tag, key=self._secret, digest_size=8).digest()
+        return slot.lot
 
     def _insert(self, topic: bytes, slot: Slot) -> None:
         found = self._topics.get(topic)
@@ -351,11 +374,15 @@ class Storage:
         found.slots[slot.tag] = slot
         found.digest ^= int.from_bytes(slot.rank[2][:8], "big")
         found.order = None
-        self._by_publisher[slot.publisher] = self._by_publisher.get(slot.publisher, 0) + 1
-        self._by_group[slot.group] = self._by_group.get(slot.group, 0) + slot.size
+        self._by_signer[slot.signer] = self._by_signer.get(slot.signer, 0) + 1
+        self._by_group[slot.group] = self._by_group.get(slot.group, 0) + self._weight(slot)
         heapq.heappush(self._expiry, (slot.expires, topic, slot.tag))
         self.bytes += slot.size
         self.records += 1
+        if len(self._expiry) > 2 * self.records + STALE_EXPIRIES:
+            # Each new version of a record leaves an entry behind that would stay for as long as the old one lives.
+            self._expiry = [(s.expires, t, tag) for t, of in self._topics.items() for tag, s in of.slots.items()]
+            heapq.heapify(self._expiry)
         self._warm(topic, slot)
 
     def _remove(self, topic: bytes, slot: Slot) -> None:
@@ -365,8 +392,8 @@ class Storage:
         found.order = None
         if not found.slots:
             del self._topics[topic]
-        _less(self._by_publisher, slot.publisher, 1)
-        _less(self._by_group, slot.group, slot.size)
+        _less(self._by_signer, slot.signer, 1)
+        _less(self._by_group, slot.group, self._weight(slot))
         self.bytes -= slot.size
         self.records -= 1
         if self._hot.pop((topic, slot.tag), 0) is None:

@@ -212,8 +212,8 @@ class DhtNodeMachine(RuleBasedStateMachine):
         assert storage.records == len(slots) == len(self.model)
         assert storage.bytes == sum(slot.size for slot in slots) == sum(len(r.raw) for r in self.model.values())
         assert storage.memory == sum(slot.size for slot in slots if slot.raw is not None) <= LIMITS.memory_bytes
-        assert sum(storage._by_publisher.values()) == len(slots)
-        assert sum(storage._by_group.values()) == storage.bytes
+        assert sum(storage._by_signer.values()) == len(slots)
+        assert sum(storage._by_group.values()) == sum(max(slot.size, storage._least) for slot in slots)
         for topic in TOPICS:
             digest = 0
             for (t, _, _), record in self.model.items():

@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from dht.disk import SqliteDisk, open_storage
-from dht.records import RecordKind
-from dht.storage import Outcome, Storage, StorageLimits
+from dht.disk import MAX_WAITING, SqliteDisk, open_storage
+from dht.records import Record, RecordKind
+from dht.storage import STALE_EXPIRIES, Outcome, Storage, StorageLimits
+from protocol.types import Network
+from protocol.wire import Envelope
 from tests.unit.test_dht_storage import RULES, TOPIC, make, record
 
 SIZE = len(record().raw)
@@ -24,6 +26,11 @@ def full_topic(secret: bytes = b"s" * 16, *, first: int = 20) -> Storage:
     for who in range(1, 11):
         storage.put(TOPIC, record(who, work=first if who == 1 else 20), RULES, bytes([who]), 0)
     return storage
+
+
+def signed_by(signer: bytes, of: Record) -> Record:
+    envelope = Envelope(kind=2, network=Network.REGTEST, signer=signer, body=b"", signature=b"", raw=of.raw)
+    return of._replace(envelope=envelope)
 
 
 class TestQuotas:
@@ -98,6 +105,29 @@ class TestUpdates:
         storage.put(TOPIC, record(1, seq=9, expires=50), RULES, b"g", 0)
         assert storage.put(TOPIC, record(1, seq=1), RULES, b"g", 60).outcome is Outcome.STORED
         assert storage.all(TOPIC, 60) == [record(1, seq=1).raw]
+
+    def test_a_quota_can_not_be_spent_by_records_that_others_sign_in_ones_name(self) -> None:
+        """Answers to mail and proofs of equivocation belong to a key that did not sign them."""
+        storage = make(max_per_publisher=4)
+        for n in range(10):
+            storage.put(topic(n), signed_by(b"evil" * 8, record(1)), RULES, b"evil", 0)
+        assert storage.records == 4, "the signer's own quota"
+        assert storage.put(topic(20), record(1), RULES, b"good", 0).outcome is Outcome.STORED
+        assert storage.put(topic(21), record(2), RULES, b"good", 0).outcome is Outcome.STORED
+
+    def test_one_group_can_not_take_all_places_with_small_records(self) -> None:
+        storage = make(max_bytes=100_000, max_records=100, group_share=0.25)
+        outcomes = [storage.put(topic(n), record(n), RULES, b"evil", 0).outcome for n in range(30)]
+        assert outcomes == [Outcome.STORED] * 25 + [Outcome.FULL] * 5
+
+    def test_versions_without_end_leave_nothing_behind(self) -> None:
+        """Each version's end stood in a queue until it came: a month, whatever had taken its place."""
+        storage = make()
+        for seq in range(3 * STALE_EXPIRIES):
+            storage.put(TOPIC, record(1, seq=seq + 1), RULES, b"g", 0)
+        assert len(storage._expiry) <= STALE_EXPIRIES + 2
+        assert storage.expire(1_000) == 1, "the one that stands is still known to end"
+        assert storage.records == 0
 
 
 class TestAFullTopic:
@@ -192,4 +222,33 @@ def test_the_memory_cap_holds_for_what_is_read_as_for_what_is_written(tmp_path: 
     assert len(storage.all(TOPIC, 0)) == 60
     in_memory = sum(len(slot.raw) for slot in storage.slots(TOPIC) if slot.raw is not None)
     assert in_memory == storage.memory <= 5 * SIZE
+    storage.close()
+
+
+def test_room_is_made_for_more_than_one_when_it_costs_a_walk_over_everything() -> None:
+    """A full store in which each newcomer costs a walk of its own is one that a few newcomers per second keep busy."""
+    storage = make(max_records=2_560, group_share=1.0)
+    for n in range(2_560):
+        storage.put(n.to_bytes(20, "big"), record(n % 200), WIDE, b"evil", 0)
+    assert storage.put(b"new" + bytes(17), record(250), WIDE, b"good", 0).outcome is Outcome.STORED
+    assert 2_540 <= storage.records <= 2_555
+    assert storage.evicted == 2_561 - storage.records
+
+
+def test_a_record_that_a_failing_disk_lost_is_stored_again_when_it_comes_again(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path / "dht.sqlite", random.Random(1), StorageLimits(memory_bytes=20_000))
+    disk = storage.disk
+    assert isinstance(disk, SqliteDisk)
+    pages = disk._db.execute("PRAGMA page_count").fetchone()[0]
+    disk._db.execute(f"PRAGMA max_page_count = {pages}")
+    storage.put(TOPIC, record(1), RULES, b"g", 0)
+    for n in range(MAX_WAITING + 10):
+        storage.put(n.to_bytes(20, "big"), record(2 + n % 250), WIDE, b"g", 0)
+    assert storage.all(TOPIC, 0) == [], "what waited longest was given up"
+    disk._db.execute(f"PRAGMA max_page_count = {2**30}")
+    storage.flush()
+    assert storage.put(TOPIC, record(1), RULES, b"h", 0).outcome is Outcome.STORED
+    storage.flush()
+    assert storage.all(TOPIC, 0) == [record(1).raw]
+    assert storage.put(TOPIC, record(1), RULES, b"h", 0).outcome is Outcome.SAME
     storage.close()
