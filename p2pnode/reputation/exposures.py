@@ -156,7 +156,7 @@ class Exposures:
                     (envelope.raw, found.record.expires, arbiter, contract_id),
                 )
             record = read_equivocation_record(envelope, self._network, 0).record
-            meta = RecordMeta(arbiter, contract_id, record.created, record.expires, ())
+            meta = RecordMeta(arbiter, contract_id, record.expires, record.expires, ())
             for topic in (equivocations_topic(self._network), reputation_topic(self._network, arbiter)):
                 yield topic, envelope, meta
 

@@ -81,12 +81,13 @@ def reputation_kinds(network: Network) -> tuple[RecordKind, ...]:
         )
 
     def equivocation(envelope: Envelope, now: int) -> RecordMeta:
-        # Whoever signed it: the record is the arbiter's, and one for each contract is enough.
+        # Whoever signed it: the record is the arbiter's, and one for each contract is enough. Anybody may replace it,
+        # the arbiter too: so the longest-lived stands, or a newer one that ends at once would take the proof away.
         found = read_equivocation_record(envelope, network, now)
         return RecordMeta(
             publisher=found.arbiter,
             sub_key=found.contract_id,
-            sequence=found.record.created,
+            sequence=found.record.expires,
             expires=found.record.expires,
             topics=(reputation_topic(network, found.arbiter), equivocations_topic(network)),
             issued=found.record.created,

@@ -276,8 +276,10 @@ class TestEquivocations:
             for share in shares
         ]
 
-    def record(self, arbiter: bytes, first: bytes, second: bytes, *, by: SigningKey = EVE) -> Envelope:
-        draft = EquivocationRecord(Equivocation(arbiter, first, second), T0, T0 + DAY)
+    def record(
+        self, arbiter: bytes, first: bytes, second: bytes, *, by: SigningKey = EVE, created: int = T0, life: int = DAY
+    ) -> Envelope:
+        draft = EquivocationRecord(Equivocation(arbiter, first, second), created, created + life)
         body = find_work(Kind.EQUIVOCATION, NETWORK, pack(draft), EQUIVOCATION_WORK_BITS)
         return by.seal(Kind.EQUIVOCATION, NETWORK, body)
 
@@ -289,6 +291,17 @@ class TestEquivocations:
         assert observer.exposures.remember(envelope)
         assert observer.exposures.exposed(ANN.public)
         assert not observer.exposures.exposed(EVE.public)
+
+    def test_the_accused_can_not_take_the_proof_away_by_a_newer_one_that_ends_at_once(self, registry: Registry) -> None:
+        topic = equivocations_topic(NETWORK)
+        rules = registry.rules(Kind.EQUIVOCATION)
+        rulings = self.rulings(ANN, 0, 1_000_000)
+        honest = registry.check(self.record(ANN.public, *rulings).raw, topic, T0)
+        short = registry.check(self.record(ANN.public, *rulings, by=ANN, created=T0 + 500, life=1).raw, topic, T0)
+        storage = Storage(secret=b"s" * 16)
+        assert storage.put(topic, honest, rules, b"good", T0).outcome is Outcome.STORED
+        assert storage.put(topic, short, rules, b"evil", T0).outcome is Outcome.OLDER
+        assert storage.all(topic, T0 + 600) == [honest.raw]
 
     def test_an_honest_arbiter_can_not_be_accused(self) -> None:
         same = self.rulings(ANN, 0, 0)
