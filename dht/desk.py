@@ -13,7 +13,7 @@ from dht import messages
 from dht.contact import Address, Contact, Via, group_of
 from dht.errors import InvalidRecord
 from dht.messages import Op, Request, Status
-from dht.rpc import Peer
+from dht.rpc import PING_COST, Peer
 from dht.search import INLINE_STORE
 from dht.storage import Outcome
 
@@ -38,8 +38,8 @@ class Desk:
     ) -> bytes | None:
         """Status ‖ body of the answer to a request that authenticated."""
         engine = self._engine
-        if not request.flags & messages.CLIENT:
-            engine.welcome(peer, address, proved=proved, now=now)
+        if not request.flags & messages.CLIENT and engine.welcome(peer, address, proved=proved, room=room, now=now):
+            room -= PING_COST
         if request.op == Op.NOTIFY:
             return engine.watching.pushed(request, now)
         if engine.config.client:

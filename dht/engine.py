@@ -22,7 +22,7 @@ from dht.errors import BadContact, BadPacket
 from dht.lookup import Lookup
 from dht.messages import Op, Reply
 from dht.records import Record, Registry
-from dht.rpc import Asker, Call, Limits, Peer, Rng, Rpc
+from dht.rpc import PING_COST, Asker, Call, Limits, Peer, Rng, Rpc
 from dht.search import FindNodes, Found, GetValue, PutResult, PutValue, Search
 from dht.storage import Outcome, Put, Storage
 from dht.survey import Survey, Surveyed
@@ -369,11 +369,15 @@ class Engine:
 
     # -- what answering needs (desk.Desk) ------------------------------------------------------------------------
 
-    def welcome(self, peer: Peer, address: Address, *, proved: bool, now: float) -> None:
-        """A node asked us something. It enters the table once it has proved to receive at its address."""
+    def welcome(self, peer: Peer, address: Address, *, proved: bool, room: int, now: float) -> bool:
+        """A node asked us something. It enters the table once it has proved to receive at its address.
+
+        `room`: bytes of an answer. Returns whether a ping was sent to an address that has not proved itself: its bytes
+        count as part of the answer.
+        """
         contact = peer.contact
         if contact.via is Via.BACK:
-            return
+            return False
         if contact.address != address:
             contact = contact_at(contact.key, address)
         if proved:
@@ -384,13 +388,16 @@ class Engine:
                     self.rpc.peers[contact.path].contact = contact
                 self.heard(contact, now)
         elif (
-            len(self._pinging) < MAX_PINGS
+            room >= 2 * PING_COST
+            and len(self._pinging) < MAX_PINGS
             and contact.path not in self._pinging
             and self.neighbour(contact)
             and self.table.wants(contact)
         ):
             # Others prove themselves with their next request; a neighbour must be known at once, or records miss it.
             self.ping(contact, now)
+            return True
+        return False
 
     def neighbour(self, contact: Contact) -> bool:
         """Whether the node is among the k closest to us, as far as we know."""

@@ -30,8 +30,11 @@ from protocol.types import Network
 
 TRIES: Final = 3
 FIRST_PADDING: Final = 400
-"""A request without a token is padded to this size: an unproved address gets at most three times what it sent."""
+"""A request without a token is padded to this size: an unproved address gets at most three times what it sent. But a
+ping, which is what an unproved address may be sent unasked, and whose answer is short."""
 AMPLIFICATION: Final = 3
+PING_COST: Final = TRIES * (packet.REQUEST_HEAD + packet.BOX_BYTES + messages.HEAD)
+"""Bytes of a ping without a token and of its repetitions."""
 TOKEN_LIFE_S: Final = packet.Tokens.PERIOD_S - 20
 RTO_MIN: Final = 0.05
 RTO_MAX: Final = 2.0
@@ -244,7 +247,7 @@ class Rpc:
         token = peer.token if now - peer.token_at < TOKEN_LIFE_S else NO_TOKEN
         flags = self.flags | messages.CLIENT if contact.version in self.hidden else self.flags
         plaintext = messages.request(op, flags, token, body)
-        if token is NO_TOKEN and not isinstance(call.address, ByChannel):
+        if token is NO_TOKEN and op != Op.PING and not isinstance(call.address, ByChannel):
             plaintext = plaintext.ljust(FIRST_PADDING - packet.REQUEST_HEAD - packet.BOX_BYTES, b"\0")
         assert peer.send_key is not None  # noqa: S101  (set by _agree)
         call.datagram = packet.seal_request(peer.send_key, self.key.public, call.rid, plaintext)

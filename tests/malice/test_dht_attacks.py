@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from dht import messages, packet
-from dht.contact import Contact, intern_contact, puzzle_zero_bits
+from dht.contact import Contact, intern_contact, node_id, puzzle_zero_bits
 from dht.errors import RecordRejected
 from dht.messages import Op, Reply, Status
 from dht.node import DhtNode, mine_node_key
@@ -195,6 +195,38 @@ async def test_a_spoofed_request_is_answered_with_at_most_three_times_its_bytes(
         victim.engine.receive(request, ("127.200.1.1", 4_000), time.monotonic())
         assert len(out) == 1
         assert len(out[0]) <= 3 * len(request)
+
+
+@pytest.mark.parametrize("size", [71, 150, 400, 1_100])
+@pytest.mark.parametrize("op", list(Op))
+async def test_all_that_a_spoofed_request_sets_off_has_at_most_three_times_its_bytes(
+    net: Net, op: Op, size: int
+) -> None:
+    """The reply, and the questions by which a node gets to know a new neighbour, sent again as often as they are."""
+    for i in range(3):
+        await net.nodes[1].put(TOPIC, note(SigningKey(bytes([i + 1]) * 32), TOPIC, b"x" * 700), quorum=8)
+    victim = next(n for n in net.nodes if n.storage.total(TOPIC) == 3)
+    await victim.close()
+    # The closest to the victim that can be had: whoever is among its neighbours is asked back at once.
+    keys = (mine_node_key(lambda i, n=n: (n << 32 | i).to_bytes(32, "big"), 4)[1] for n in range(64))  # type: ignore[misc]
+    key = min(keys, key=lambda k: int.from_bytes(node_id(k.public), "big") ^ int.from_bytes(victim.node_id, "big"))
+    to, _ = packet.direction_keys(
+        key.x25519_secret, key.public, victim.key.public, victim.key.x25519_public, Network.REGTEST
+    )
+    room = size - packet.REQUEST_HEAD - packet.BOX_BYTES
+    body = messages.find_value_body(TOPIC, 16, messages.FIRST, messages.FIRST)
+    request = messages.request(op, 0, messages.NO_TOKEN, body)[:room].ljust(room, b"\0")
+    out: list[int] = []
+    victim.engine.rpc._send = lambda d, _: out.append(len(d))
+    now = time.monotonic() + 60
+    for at in (now, now + 30):
+        out.clear()
+        datagram = packet.seal_request(to, key.public, random.randbytes(12), request)
+        assert len(datagram) == size
+        victim.engine.receive(datagram, ("127.200.1.1", 4_000), at)
+        for step in range(20):
+            victim.engine.rpc.tick(at + step)
+        assert sum(out) <= 3 * size
 
 
 async def test_a_hello_is_never_answered_with_more_bytes_than_it_has(net: Net) -> None:
