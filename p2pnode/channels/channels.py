@@ -19,6 +19,7 @@ from itertools import zip_longest
 from math import inf
 from typing import Final, NamedTuple
 
+from dht.contact import group_of
 from p2pnode.channels.connection import AnyService, Connection
 from p2pnode.channels.errors import CannotListen, NotTaken, TimedOut, Unreachable
 from p2pnode.channels.guard import DialGuard
@@ -46,6 +47,10 @@ MAX_ATTEMPTS: Final = 3
 KEY_BYTES: Final = 32
 IDLE_ENOUGH: Final = 10.0
 """Seconds of silence after which a session without a stream gives up its place to a newcomer."""
+HANDSHAKE_ENOUGH: Final = 3.0
+"""Seconds after which one that has not come to be does so."""
+UNFAIR: Final = 2
+"""By so many more places than a newcomer's network a network has to hold to give one up, whatever runs on it."""
 
 Path = Address | NodeContact
 """A way to a peer: straight to an address, or through a relay."""
@@ -242,7 +247,7 @@ class Channels:
         if (
             self._closing
             or self._origins[link.origin] >= per_origin
-            or (self._inbound >= limits.max_inbound and not self._make_room())
+            or (self._inbound >= limits.max_inbound and not self._make_room(link))
         ):
             log.debug("refused a connection from %s: too many", link.remote)
             return False
@@ -293,17 +298,28 @@ class Channels:
             return new
         return old if old.outgoing == (self._key.public < old.peer) else new
 
-    def _make_room(self) -> bool:
-        """Close the inbound session that is idle longest, of the origin that has most; False when none is idle."""
-        before = asyncio.get_running_loop().time() - IDLE_ENOUGH
-        idle = [
-            (-self._origins[c.origin], since, c)
-            for c in self._runs
-            if not c.outgoing and c.is_usable and (since := c.idle_since) is not None and since < before
+    def _make_room(self, newcomer: Link) -> bool:
+        """Close an inbound session, of the network that has most; False when nobody has to give way to `newcomer`.
+
+        One that is idle, or whose handshake hangs, goes before those in use: for what is in use costs a network that
+        holds many places a stream on each, and else nobody would ever get in.
+        """
+        now = asyncio.get_running_loop().time()
+        inbound = [c for c in self._runs if not c.outgoing and not c.is_over]
+        held = Counter(_network_of(c) for c in inbound)
+        spare = [
+            (-held[_network_of(c)], since, c)
+            for c in inbound
+            if (since := c.idle_since if c.is_usable else c.began_at) is not None
+            and since < now - (IDLE_ENOUGH if c.is_usable else HANDSHAKE_ENOUGH)
         ]
-        if not idle:
+        if not spare:
+            least = held[_network_of(newcomer)] + UNFAIR
+            # The youngest: an honest one among them is more likely to have been there before.
+            spare = [(-n, -c.began_at, c) for c in inbound if (n := held[_network_of(c)]) >= least]
+        if not spare:
             return False
-        min(idle, key=lambda item: item[:2])[2].close(CloseCode.IDLE)
+        min(spare, key=lambda item: item[:2])[2].close(CloseCode.IDLE)
         return True
 
     def _distrust(self, connection: Connection) -> None:
@@ -463,6 +479,11 @@ class Channels:
     def _on_tcp(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if not self.accept(TcpLink(reader, writer)):
             writer.transport.abort()
+
+
+def _network_of(end: Link | Connection) -> str:
+    """What places are shared by when there are too few: an IPv4 /24, an IPv6 /48, a relay."""
+    return end.origin if end.endpoint is None else group_of(end.endpoint.host).hex()
 
 
 def _interleaved(paths: Sequence[Path]) -> list[Path]:

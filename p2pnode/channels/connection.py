@@ -135,6 +135,7 @@ class Connection:
         self._over: asyncio.Future[None] = self._loop.create_future()
         self.established: asyncio.Future[Connection] = self._loop.create_future()
         """Done when the handshake is complete; fails with Unreachable when it does not come to that."""
+        self.began_at = self._loop.time()
         self.established_at = 0.0
         """The loop's time of that."""
         self.disappointed = False
@@ -181,6 +182,11 @@ class Connection:
     def is_usable(self) -> bool:
         """Whether requests can be made on it."""
         return self._session.is_open
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more comes or goes."""
+        return self._session.is_over
 
     @property
     def heard_at(self) -> float:

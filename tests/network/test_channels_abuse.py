@@ -9,12 +9,13 @@ import random
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from functools import partial
 from struct import pack
 
 import pytest
 
-from p2pnode.channels import Limits
-from p2pnode.channels.links import HIGH_WATER
+from p2pnode.channels import Limits, Unreachable
+from p2pnode.channels.links import HIGH_WATER, dial_tcp
 from protocol.frames import LENGTH, MAX_PAYLOAD, Frame, FrameKind, encode
 from protocol.identity import SigningKey
 from protocol.session import PingAbuse, Role, Session, Settings
@@ -149,6 +150,40 @@ async def test_total_of_inbound_sessions_is_limited_and_outbound_ones_are_not(ma
         await carol.ask(bob)
     assert await bob.ask(carol) == b"hello"
     assert await carol.ask(bob, addresses=[]) == b"hello"
+
+
+async def test_handshakes_that_hang_do_not_hold_all_places(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("p2pnode.channels.channels.HANDSHAKE_ENOUGH", 0.0)
+    bob = await make(2, limits=Limits(max_inbound=4)).listen()
+    address = bob.addresses[0]
+    held = [
+        await asyncio.open_connection(address.host, address.port, local_addr=(f"127.0.{n}.1", 0)) for n in range(1, 5)
+    ]
+    await eventually(lambda: bob.channels._inbound == 4)
+    for seed in (3, 4, 5):
+        assert await make(seed).ask(bob) == b"hello"
+    for _, end in held:
+        end.transport.abort()
+
+
+async def test_one_network_does_not_hold_all_places_whatever_it_does_on_them(make: Make) -> None:
+    bob = await make(2, limits=Limits(max_inbound=4)).listen()
+    hogs = []
+    for n in range(4):
+        node = make(10 + n, dial=partial(dial_tcp, source=f"127.0.7.{n + 1}"))
+        hogs.append(asyncio.create_task(node.ask(bob, STALL)))
+        await eventually(lambda n=n: bob.session_count == n + 1)  # type: ignore[misc]
+    for seed in (3, 4, 5):
+        # As many as make both equal; then the newcomer is the one too many.
+        asking = make(seed).ask(bob)
+        if seed < 5:
+            assert await asking == b"hello"
+        else:
+            with pytest.raises(Unreachable):
+                await asking
+    for hog in hogs:
+        hog.cancel()
+    await asyncio.gather(*hogs, return_exceptions=True)
 
 
 async def test_peer_that_floods_with_pings_and_does_not_read_is_cut_off(
