@@ -29,7 +29,7 @@ from protocol.types import Network
 
 SERVICE: Final = "_p2pnode._udp.local."
 MOST_KNOWN: Final = 64
-"""Nodes that are remembered; further ones are ignored until the next start."""
+"""Nodes that are remembered; the first of them is forgotten for another. Each is looked into when it is found."""
 MOST_AT_ONCE: Final = 8
 """Names that are looked up at a time; what comes meanwhile is ignored until it announces itself again."""
 RESOLVE_MS: Final = 3_000
@@ -120,7 +120,8 @@ class Discovery:
         if seed is None or seed.key is None or self._known.get(seed.key) == seed:
             return
         if seed.key not in self._known and len(self._known) >= MOST_KNOWN:
-            return
+            # Not the newcomer: or who announces so many that do not exist hides all that do.
+            del self._known[next(iter(self._known))]
         self._known[seed.key] = seed
         for listener in self._listeners:
             listener(seed)

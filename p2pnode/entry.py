@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from dht.node import DhtNode, Seed
@@ -22,6 +23,8 @@ PAUSE_SECONDS: Final = 15.0
 """Between attempts while nobody is known."""
 FIRST_SAVE_SECONDS: Final = 60.0
 """Not at once: after a minute more nodes are known than those of the last time that would be written over."""
+MOST_WAITING: Final = 64
+"""Announcements of the local network that wait to be looked into."""
 SAVE_SECONDS: Final = 600.0
 """Between writes of the known nodes."""
 
@@ -46,10 +49,10 @@ class Entry:
         self._on_entry = tuple(on_entry)
         self._local = local
         self._pause = pause
-        self._found: asyncio.Queue[Seed] = asyncio.Queue()
+        self._found: asyncio.Queue[Seed] = asyncio.Queue(MOST_WAITING)
         self._tasks: list[asyncio.Task[None]] = []
         if local is not None:
-            local.subscribe(self._found.put_nowait)
+            local.subscribe(self._heard)
 
     def start(self) -> None:
         """Begin; the DHT node must be running."""
@@ -79,6 +82,11 @@ class Entry:
             # Who knows nobody yet enters by what was found, with the rest of the seeds.
             if found is not None and self._dht.peers() and await self._dht.meet(found) is None:
                 log.info("what was announced on the local network does not answer as the node that it names")
+
+    def _heard(self, seed: Seed) -> None:
+        """Somebody is announced. Whoever announces without end is not listened to any faster than we can look."""
+        with suppress(asyncio.QueueFull):
+            self._found.put_nowait(seed)
 
     async def _next_found(self) -> Seed | None:
         """What the local network announces next; None when the time for another look has come before that."""

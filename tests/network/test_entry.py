@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from dht.disk import open_storage
 from dht.node import DhtConfig, DhtNode, Seed
 from dht.storage import Storage
 from p2pnode.discovery import Discovery
-from p2pnode.entry import Entry
+from p2pnode.entry import MOST_WAITING, Entry
 from protocol.identity import SigningKey
 from protocol.types import Network
 from tests.network.dht_net import NOTES, Net, WallClock, note
@@ -107,6 +108,48 @@ async def test_entering_goes_on_until_somebody_answers(net: Net, caplog: pytest.
     await entry.close()
 
 
+def resolving(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
+    """Every name stands for these addresses."""
+
+    async def getaddrinfo(_host: str, port: int, **_: object) -> list[tuple[object, ...]]:
+        return [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", (host, port)) for host in hosts]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+
+
+@pytest.mark.parametrize("keyed", [False, True], ids=["without key", "with key"])
+async def test_a_name_of_which_some_addresses_are_dead_still_leads_in(
+    net: Net, monkeypatch: pytest.MonkeyPatch, keyed: bool
+) -> None:
+    await net.grow(2)
+    node, (host, port) = net.make(), net.nodes[0].local
+    await node.start()
+    resolving(monkeypatch, "127.250.1.1", "127.250.2.1", host)
+    key = net.nodes[0].key.public if keyed else None
+    assert await node.bootstrap([Seed("seed.example.org", port, key)]) == 2
+
+
+async def test_of_a_names_addresses_none_that_is_another_node_is_taken_for_the_seed(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await net.grow(1)
+    node, (host, port) = net.make(), net.nodes[0].local
+    await node.start()
+    resolving(monkeypatch, "127.250.1.1", host)
+    assert await node.bootstrap([Seed("seed.example.org", port, node.key.public[::-1])]) == 0
+
+
+@pytest.mark.parametrize("name", ["a..b", "x" * 64, ".", "xn--" + "a" * 80, "no.such.host.invalid"])
+async def test_what_can_be_no_name_is_a_seed_that_does_not_answer(
+    net: Net, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = net.make()
+    await node.start()
+    assert await node.bootstrap([Seed(name, 4_000)]) == 0
+    assert await node.meet(Seed(name, 4_000)) is None
+    assert "does not resolve" in caplog.text
+
+
 def announced(node: DhtNode, group: str, network: Network = Network.REGTEST) -> Discovery:
     return Discovery(node.key.public, network, group, "127.0.0.1", node.local[1])
 
@@ -159,4 +202,19 @@ async def test_announcements_without_end_are_not_all_kept(monkeypatch: pytest.Mo
     await asyncio.gather(*(one.start() for one in crowd))
     await until(lambda: len(listening.seeds) >= 2 and not listening._resolving, "all were heard")
     assert len(listening.seeds) == 2
-    await asyncio.gather(*(one.close() for one in (*crowd, listening)))
+    last = Discovery(SigningKey(b"z" * 32).public, Network.REGTEST, "entry-many", "127.0.0.1", 3000)
+    await last.start()
+    await until(lambda: 3000 in {seed.port for seed in listening.seeds}, "a crowd hides nobody that comes after it")
+    assert len(listening.seeds) == 2
+    await asyncio.gather(*(one.close() for one in (*crowd, last, listening)))
+
+
+async def test_announcements_that_come_faster_than_they_are_looked_into_do_not_pile_up(net: Net) -> None:
+    node = net.make("127.0.0.1")
+    await node.start()
+    local = announced(node, "entry-flood")
+    entry = Entry(node, [], local=local)
+    for n in range(10_000):
+        for listener in local._listeners:
+            listener(Seed("127.0.0.1", 1 + n, SigningKey(b"x" * 32).public))
+    assert entry._found.qsize() <= MOST_WAITING
