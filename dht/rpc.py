@@ -21,7 +21,17 @@ from operator import attrgetter
 from typing import Final, NamedTuple, Protocol
 
 from dht import messages, packet
-from dht.contact import Address, ByChannel, Contact, Via, contact_at, pack_address, path_of, puzzle_zero_bits
+from dht.contact import (
+    Address,
+    ByChannel,
+    Contact,
+    Via,
+    contact_at,
+    group_of,
+    pack_address,
+    path_of,
+    puzzle_zero_bits,
+)
 from dht.errors import BadContact, BadPacket
 from dht.limits import Buckets
 from dht.messages import NO_TOKEN, Op, Reply, Request
@@ -161,7 +171,7 @@ class Limits(NamedTuple):
     """How much one address may ask of us."""
 
     rate: float = 200.0
-    """Requests per second from one address."""
+    """Requests per second from one address, by IPv6 from one /48."""
     burst: float = 600.0
 
 
@@ -208,7 +218,7 @@ class Rpc:
         self._hellos: dict[bytes, tuple[Address, Callable[[bytes | None], None], float]] = {}
         self._tokens = packet.Tokens(rng.randbytes(32))
         limits = limits or Limits()
-        self._buckets: Buckets[str] = Buckets(limits.rate, limits.burst)
+        self._buckets: Buckets[str | bytes] = Buckets(limits.rate, limits.burst)
         self.rtt = 0.0
         self.rtt_dev = 0.0
         self.late: set[bytes] = set()
@@ -364,7 +374,9 @@ class Rpc:
             self._allow(address, 2.0, now)
 
     def _allow(self, address: Address, cost: float, now: float) -> bool:
-        if self._exempt(address) or self._buckets.allow(address[0], cost, now):
+        # Who has one IPv6 address has 2^64 at least.
+        origin = address[0] if ":" not in address[0] else group_of(address[0])
+        if self._exempt(address) or self._buckets.allow(origin, cost, now):
             return True
         self.totals.refused += 1
         return False

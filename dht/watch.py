@@ -9,6 +9,7 @@ topic, by address group and in all, and drops one that does not acknowledge.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
@@ -53,9 +54,11 @@ class Watchers:
             group = group_of(address[0])
             local = self._engine.exempt(peer.contact)
             crowded = self._groups.get(group, 0) >= MAX_PER_GROUP and not local
+            if len(watchers) >= MAX_PER_TOPIC:
+                self._make_room(topic, watchers, group)
             if self.count >= MAX_WATCHERS or len(watchers) >= MAX_PER_TOPIC or crowded:
                 if not watchers:
-                    del self._by_topic[topic]
+                    self._by_topic.pop(topic, None)
                 return bytes((Status.BUSY,)) + state
             self._by_topic[topic] = watchers
             self._groups[group] = self._groups.get(group, 0) + 1
@@ -66,6 +69,13 @@ class Watchers:
         contact = contact_at(peer.contact.key, address)
         watchers[contact.key] = (contact, now + TTL_S)
         return b"\0" + state
+
+    def _make_room(self, topic: bytes, watchers: dict[bytes, tuple[Contact, float]], newcomer: bytes) -> None:
+        """Where a topic has no place left, the address group that has most gives one to a group that has fewer."""
+        held = Counter(contact.group for contact, _ in watchers.values())
+        heaviest, most = held.most_common(1)[0]
+        if held[newcomer] + 1 < most:
+            self.drop(topic, next(key for key, (contact, _) in watchers.items() if contact.group == heaviest))
 
     def _drop_stale(self, topic: bytes, watchers: dict[bytes, tuple[Contact, float]], now: float) -> None:
         for key in [k for k, (_, until) in watchers.items() if until < now]:

@@ -160,6 +160,18 @@ async def test_an_address_that_asks_too_much_is_not_served_and_others_are(net: N
     assert victim.stats().refused >= 250
 
 
+async def test_all_the_addresses_of_one_ipv6_network_share_one_allowance(net: Net) -> None:
+    victim = net.make(count_local=True, limits=Limits(rate=50, burst=100))
+    out: list[object] = []
+    victim.engine.rpc._send = lambda _, address: out.append(address)
+    now = time.monotonic()
+    for n in range(1_000):
+        victim.engine.receive(packet.hello(random.randbytes(12)), (f"2a00:1:2::{n:x}", 4_000), now)
+    assert 98 <= len(out) <= 100
+    victim.engine.receive(packet.hello(bytes(12)), ("2a00:1:3::1", 4_000), now)
+    assert out[-1] == ("2a00:1:3::1", 4_000), "others are served"
+
+
 async def test_a_store_with_a_token_of_another_address_is_refused(net: Net) -> None:
     thief, holder, victim = net.nodes[0], net.nodes[1], net.nodes[2]
     reply = await ask(holder, victim, Op.PING, b"")
