@@ -14,6 +14,7 @@ a contact of its own with the same id, and has a `path` of its own, under which 
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from enum import IntEnum
 from functools import lru_cache
@@ -278,6 +279,6 @@ def parse_seed(text: str) -> tuple[bytes | None, str, int]:
     key_text, mark, where = text.strip().rpartition("@")
     host, colon, port = where.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65_536:
+    if not colon or not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65_536:
         raise BadContact(f"{text!r} is not host:port or node1...@host:port")
     return (parse_node(key_text) if mark else None), host, int(port)

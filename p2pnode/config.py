@@ -16,6 +16,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
@@ -555,4 +556,11 @@ def _seed_complaint(seed: str) -> str | None:
 
 def _is_address(text: str) -> bool:
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.\-]{1,253}):([0-9]{1,5})", text)
-    return match is not None and 0 < int(match.group(2)) < 65_536
+    if match is None or not 0 < int(match.group(2)) < 65_536:
+        return False
+    host = match.group(1).strip("[]")
+    try:
+        ip = ip_address(host)
+    except ValueError:
+        return ":" not in host and all(0 < len(label) < 64 for label in host.removesuffix(".").split("."))
+    return not (ip.is_unspecified or ip.is_multicast)

@@ -149,7 +149,21 @@ def test_seeds_with_and_without_a_key_are_understood() -> None:
     assert parse_seed(f"{node_text(ALICE.public)}@seed.example:1") == (ALICE.public, "seed.example", 1)
 
 
-@pytest.mark.parametrize("text", ["", "host", "host:", "host:0", "host:65536", ":1", "host:x", "a:b:c:-1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "host",
+        "host:",
+        "host:0",
+        "host:65536",
+        ":1",
+        "host:x",
+        "a:b:c:-1",
+        "host:\u0663\u0664",
+        "host:" + "9" * 5_000,
+    ],
+)
 def test_a_seed_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(BadContact):
         parse_seed(text)
