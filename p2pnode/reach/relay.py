@@ -6,6 +6,8 @@ stream; we open an INCOMING stream to the client and copy bytes both ways, where
 of their own. What we alter, they notice; what we read is ciphertext.
 
 Everything is counted by who caused it: places by node key and by address, bytes by the address that opened the circuit.
+When all places are taken, the network (IPv4 /24, IPv6 /48) that holds most of them gives one to a newcomer of another:
+so whoever has many addresses side by side can't drain us.
 The rate is shared evenly between those that want it (`pacing`). A copy holds no more than a stream's
 window and `PIPE_HIGH_WATER`, so all circuits together at most 50 MB, if every end of them is hostile.
 
@@ -22,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from dht.contact import group_of
 from dht.limits import Buckets
 from p2pnode.channels import Channels, Pipe, PipeBroken, Unreachable
 from p2pnode.channels.links import origin_of
@@ -47,6 +50,8 @@ HEAD_SECONDS: Final = 10.0
 ATTEMPTS_PER_SECOND: Final = 2.0
 ATTEMPTS_BURST: Final = 60.0
 """Registrations and circuits that one address may ask for, refused ones included."""
+UNFAIR: Final = 2
+"""By so many more places than a newcomer's network a network has to hold to give one up."""
 
 log = logging.getLogger(__name__)
 
@@ -80,12 +85,14 @@ class RelayLimits:
 class _Registration:
     """A client that is registered."""
 
-    __slots__ = ("circuits", "pipe")
+    __slots__ = ("circuits", "network", "origin", "pipe")
 
-    def __init__(self, pipe: Pipe) -> None:
+    def __init__(self, pipe: Pipe, endpoint: Address) -> None:
         self.pipe = pipe
-        self.circuits: set[Pipe] = set()
-        """The client's ends of its circuits."""
+        self.origin = origin_of(endpoint.host)
+        self.network = group_of(endpoint.host)
+        self.circuits: dict[Pipe, _Circuit] = {}
+        """By the client's ends."""
 
 
 class Relay:
@@ -100,7 +107,7 @@ class Relay:
         """Where others reach this node: clients pass it on to those who look for them."""
         self._registered: dict[NodeKey, _Registration] = {}
         self._registered_from: Counter[str] = Counter()
-        self._circuits = 0
+        self._open: dict[_Circuit, None] = {}
         self._circuits_from: Counter[str] = Counter()
         self._circuits_by: Counter[NodeKey] = Counter()
         self._attempts: Buckets[str] = Buckets(ATTEMPTS_PER_SECOND, ATTEMPTS_BURST)
@@ -121,18 +128,20 @@ class Relay:
     @property
     def circuits(self) -> int:
         """Circuits that are open."""
-        return self._circuits
+        return len(self._open)
 
     async def register(self, pipe: Pipe) -> None:
         """Serve a REGISTER stream until it ends. Raises RelayFull, RelayedAlready, NoRelay, BadRelayRequest."""
         endpoint, origin = self._admit(pipe)
         limits, key = self._limits, pipe.peer
-        if key not in self._registered and len(self._registered) >= limits.registrations:
-            self._refuse("no place for another client")
-        if self._registered_from[origin] >= limits.registrations_per_origin:
-            self._refuse("too many clients of one address")
-        mine = _Registration(pipe)
+        mine = _Registration(pipe, endpoint)
         replaced = self._registered.get(key)
+        # What it had before, and may not know to be dead, does not stand in its own way.
+        others = self._registered_from[origin] - (replaced is not None and replaced.origin == origin)
+        if others >= limits.registrations_per_origin:
+            self._refuse("too many clients of one address")
+        if replaced is None and len(self._registered) >= limits.registrations and not self._dismiss_for(mine.network):
+            self._refuse("no place for another client")
         self._registered[key] = mine
         if replaced is not None:
             # The client has moved. What it had over its old session is dead, and the others should know now.
@@ -151,7 +160,7 @@ class Relay:
 
     async def connect(self, pipe: Pipe) -> None:
         """Serve a CONNECT stream. Raises RelayFull, NotRegistered, CircuitSpent, RelayedAlready, NoRelay."""
-        _, origin = self._admit(pipe)
+        endpoint, origin = self._admit(pipe)
         async with asyncio.timeout(HEAD_SECONDS):
             target = await pipe.read_exactly(KEY_BYTES)
         if target == pipe.peer:
@@ -161,19 +170,20 @@ class Relay:
             self.refused += 1
             raise NotRegistered
         limits = self._limits
+        circuit = _Circuit(pipe, group_of(endpoint.host), limits.bytes_per_circuit)
         if (
-            self._circuits >= limits.circuits
-            or self._circuits_from[origin] >= limits.circuits_per_origin
+            self._circuits_from[origin] >= limits.circuits_per_origin
             or self._circuits_by[pipe.peer] >= limits.circuits_per_node
-            or len(client.circuits) >= limits.circuits_per_client
+            or not _room_for(circuit, list(client.circuits.values()), limits.circuits_per_client)
+            or not _room_for(circuit, list(self._open), limits.circuits)
         ):
             self._refuse("no place for another circuit")
         with _counted(self._circuits_from, origin), _counted(self._circuits_by, pipe.peer):
-            self._circuits += 1
+            self._open[circuit] = None
             try:
-                await self._carry(pipe, client, origin)
+                await self._carry(circuit, client, origin)
             finally:
-                self._circuits -= 1
+                del self._open[circuit]
 
     # Inside.
 
@@ -190,20 +200,29 @@ class Relay:
             self._refuse("one address asks too often")
         return endpoint, origin
 
+    def _dismiss_for(self, network: bytes) -> bool:
+        """End the youngest registration of the network that has most; False when that is not unfair to `network`."""
+        heaviest = _unfair(Counter(r.network for r in self._registered.values()), network)
+        if heaviest is None:
+            return False
+        key = next(key for key, r in reversed(self._registered.items()) if r.network == heaviest)
+        self._registered.pop(key).pipe.reset(RelayFull.code)
+        return True
+
     def _refuse(self, why: str) -> None:
         self.refused += 1
         raise RelayFull(f"refused to relay: {why}")
 
-    async def _carry(self, dialler: Pipe, client: _Registration, origin: str) -> None:
+    async def _carry(self, circuit: _Circuit, client: _Registration, origin: str) -> None:
         """Copy both ways until both have ended, one breaks, or the circuit is spent."""
+        dialler = circuit.dialler
         try:
             incoming = client.pipe.sibling(RELAY_SERVICE, bytes((Op.INCOMING,)))
         except Unreachable as e:
             raise NotRegistered from e
         except TooManyStreams as e:
             raise RelayFull from e
-        client.circuits.add(incoming)
-        circuit = _Circuit(self._limits.bytes_per_circuit)
+        client.circuits[incoming] = circuit
         code: int = CircuitSpent.code
         copies: list[asyncio.Task[None]] = []
         try:
@@ -222,7 +241,7 @@ class Relay:
             for copy in copies:
                 copy.cancel()
             await asyncio.gather(*copies, return_exceptions=True)
-            client.circuits.discard(incoming)
+            del client.circuits[incoming]
             dialler.reset(code)
             incoming.reset(code)
 
@@ -264,18 +283,41 @@ class Relay:
 
 
 class _Circuit:
-    """What one circuit may still carry."""
+    """Who opened a circuit, and what it may still carry."""
 
-    __slots__ = ("left",)
+    __slots__ = ("dialler", "dismissed", "left", "network")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, dialler: Pipe, network: bytes, size: int) -> None:
+        self.dialler = dialler
+        self.network = network
         self.left = size
+        self.dismissed = False
 
     def spend(self, size: int) -> None:
         """Take so many bytes. Raises CircuitSpent."""
         self.left -= size
         if self.left < 0:
             raise CircuitSpent
+
+
+def _room_for(newcomer: _Circuit, among: Sequence[_Circuit], places: int) -> bool:
+    """Whether there is a place, if need be that of the youngest circuit of the network that has most of them."""
+    held = [circuit for circuit in among if not circuit.dismissed]
+    if len(held) < places:
+        return True
+    heaviest = _unfair(Counter(circuit.network for circuit in held), newcomer.network)
+    if heaviest is None:
+        return False
+    youngest = next(circuit for circuit in reversed(held) if circuit.network == heaviest)
+    youngest.dismissed = True
+    youngest.dialler.reset(RelayFull.code)
+    return True
+
+
+def _unfair(held: Counter[bytes], newcomer: bytes) -> bytes | None:
+    """The network that holds most places, if that is so many more than the newcomer's that it has to give one up."""
+    heaviest, most = held.most_common(1)[0] if held else (b"", 0)
+    return heaviest if most >= held[newcomer] + UNFAIR else None
 
 
 @contextmanager

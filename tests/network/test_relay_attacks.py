@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from time import monotonic
 
 import pytest
 
 from p2pnode.channels import Limits, NotPublic, Pipe, PipeBroken, TimedOut, Unreachable, dial_public
 from p2pnode.channels.guard import FAILURES, DialGuard, DialledTooOften
+from p2pnode.channels.links import Dialer, dial_tcp
 from p2pnode.reach import probe as probing
 from p2pnode.reach.errors import BadRelayRequest, NoRelay, NotMyRelay, NotRegistered, RelayedAlready, RelayFull
 from p2pnode.reach.relay import RelayLimits
@@ -54,6 +56,11 @@ async def refusal(pipe: Pipe) -> int | None:
     pytest.fail("the stream was not reset")
 
 
+def from_host(host: str) -> Dialer:
+    """Dials from this address."""
+    return partial(dial_tcp, source=host)
+
+
 REGISTER = bytes((Op.REGISTER,))
 
 
@@ -83,6 +90,44 @@ class TestDraining:
         assert await second.read()
         await refusal(first)
         assert relay.relay.registrations == 1
+
+    async def test_client_that_comes_back_is_not_in_its_own_way(self, make: Make) -> None:
+        relay = await make(1, relay_limits=RelayLimits(registrations=2, registrations_per_origin=2)).listen()
+        await make(2).hide_behind(relay)
+        bob = make(3)
+        for _ in range(3):
+            pipe = await stream(bob, relay, REGISTER)
+            assert await pipe.read()
+        assert relay.relay.registrations == 2
+        assert await refusal(await stream(make(4), relay, REGISTER)) == RelayFull.code
+
+    async def test_one_network_can_not_take_all_registrations(self, make: Make) -> None:
+        relay = await make(1, relay_limits=RelayLimits(registrations=4, registrations_per_origin=1)).listen()
+        hogs = [make(10 + n, dial=from_host(f"127.0.7.{n + 1}")) for n in range(4)]
+        pipes = [await stream(hog, relay, REGISTER) for hog in hogs]
+        for pipe in pipes:
+            assert await pipe.read()
+        honest = [await make(20 + n, dial=from_host(f"127.0.{n}.1")).hide_behind(relay) for n in range(2)]
+        assert await refusal(pipes[-1]) == RelayFull.code
+        assert all(len(one.registrar.relays()) == 1 for one in honest)
+        late = make(30, dial=from_host("127.0.7.9"))
+        assert await refusal(await stream(late, relay, REGISTER)) == RelayFull.code, "now all have a fair share"
+
+    @pytest.mark.parametrize("limits", [RelayLimits(circuits=6), RelayLimits(circuits_per_client=6)])
+    async def test_one_network_can_not_take_all_circuits(self, make: Make, limits: RelayLimits) -> None:
+        relay = await make(1, relay_limits=limits).listen()
+        bob = await make(2).hide_behind(relay)
+        for n in range(3):
+            hog = make(10 + n, dial=from_host(f"127.0.7.{n + 1}"))
+            for _ in range(2):
+                await stream(hog, relay, connect(bob.key.public))
+        await eventually(lambda: relay.relay.circuits == 6)
+        for n in range(2):
+            honest = make(20 + n, dial=from_host(f"127.0.{n}.1"))
+            assert await honest.ask(bob) == b"hello"
+        await eventually(lambda: relay.relay.circuits == 6)
+        late = make(30, dial=from_host("127.0.7.9"))
+        assert await refusal(await stream(late, relay, connect(bob.key.public))) == RelayFull.code
 
     async def test_circuits_beyond_the_limit_are_refused_and_places_come_back(self, make: Make) -> None:
         relay = await make(1, relay_limits=RelayLimits(circuits=2, circuits_per_node=8)).listen()
