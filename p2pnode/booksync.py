@@ -1,8 +1,9 @@
 """Channel service 3: whole markets over encrypted streams, from those who hold them (SPEC section 10.6).
 
 `dht.market` and `dht.sync` know what is said; here is what they say it over. A frame travels in a pipe as
-`length u16 ‖ frame`. A holder serves whom it does not know, so it meters: streams at a time, messages per stream, and
-bytes per address group. Who asks too much finds its stream closed and turns to another holder.
+`length u16 ‖ frame`. A holder serves whom it does not know, so it meters: streams at a time (shared fairly by networks
+when all are taken), messages per stream, and bytes per address group. Who asks too much finds its stream closed and
+turns to another holder.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from dht.storage import Storage
 from dht.stream import Stream, serve_stream
 from dht.sync import FRAME
 from p2pnode.channels import Channels, Pipe
+from p2pnode.channels.shares import network_of, youngest_of
 from protocol.contact import Address
 from protocol.errors import P2PError
+from protocol.streams import ResetCode
 
 BOOK_SERVICE: Final = 3
 DIAL_SECONDS: Final = 5.0
@@ -113,7 +116,8 @@ class BookSync:
         self._storage = storage
         self._unix = unix
         self._limits = limits or BookLimits()
-        self._streams = 0
+        self._streams: dict[Pipe, str] = {}
+        """With the network that each is read from, oldest first."""
         self._taken: Buckets[bytes] = Buckets(self._limits.bytes_per_second, self._limits.burst_bytes)
 
     async def open(self, holder: Contact) -> Stream:
@@ -129,14 +133,20 @@ class BookSync:
     async def serve(self, pipe: Pipe) -> None:
         """Serve one stream (`channels.PipeService`)."""
         stream: Stream = PipeFrames(pipe)
-        if self._streams >= self._limits.streams:
-            await stream.close()
-            return
-        self._streams += 1
+        network = network_of(pipe.carrier_endpoint, pipe.origin)
+        if len(self._streams) >= self._limits.streams:
+            # Streams cost nothing to hold open: who holds most of them gives one to a reader from elsewhere.
+            dismissed = youngest_of(self._streams.items(), network)
+            if dismissed is None:
+                await stream.close()
+                return
+            del self._streams[dismissed]
+            dismissed.reset(ResetCode.BUSY)
+        self._streams[pipe] = network
         try:
             await serve_stream(_Metered(stream, self._limits.messages, self._meter_of(pipe)), self._storage, self._unix)
         finally:
-            self._streams -= 1
+            self._streams.pop(pipe, None)
 
     def _meter_of(self, pipe: Pipe) -> Callable[[int], bool]:
         where = pipe.carrier_endpoint

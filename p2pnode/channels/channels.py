@@ -19,12 +19,12 @@ from itertools import zip_longest
 from math import inf
 from typing import Final, NamedTuple
 
-from dht.contact import group_of
 from p2pnode.channels.connection import AnyService, Connection
 from p2pnode.channels.errors import CannotListen, NotTaken, TimedOut, Unreachable
 from p2pnode.channels.guard import DialGuard
 from p2pnode.channels.links import READ_BYTES, Dialer, Link, TcpLink, dial_tcp, ip_version
 from p2pnode.channels.pipes import Pipe
+from p2pnode.channels.shares import gives_way, network_of
 from p2pnode.clock import Clock
 from protocol.contact import Address, NodeContact
 from protocol.errors import P2PError
@@ -49,8 +49,6 @@ IDLE_ENOUGH: Final = 10.0
 """Seconds of silence after which a session without a stream gives up its place to a newcomer."""
 HANDSHAKE_ENOUGH: Final = 3.0
 """Seconds after which one that has not come to be does so."""
-UNFAIR: Final = 2
-"""By so many more places than a newcomer's network a network has to hold to give one up, whatever runs on it."""
 
 Path = Address | NodeContact
 """A way to a peer: straight to an address, or through a relay."""
@@ -314,9 +312,9 @@ class Channels:
             and since < now - (IDLE_ENOUGH if c.is_usable else HANDSHAKE_ENOUGH)
         ]
         if not spare:
-            least = held[_network_of(newcomer)] + UNFAIR
-            # The youngest: an honest one among them is more likely to have been there before.
-            spare = [(-n, -c.began_at, c) for c in inbound if (n := held[_network_of(c)]) >= least]
+            heaviest = gives_way(held, _network_of(newcomer))
+            # The youngest: whoever came before the crowd is more likely to be honest.
+            spare = [(0, -c.began_at, c) for c in inbound if _network_of(c) == heaviest]
         if not spare:
             return False
         min(spare, key=lambda item: item[:2])[2].close(CloseCode.IDLE)
@@ -482,8 +480,7 @@ class Channels:
 
 
 def _network_of(end: Link | Connection) -> str:
-    """What places are shared by when there are too few: an IPv4 /24, an IPv6 /48, a relay."""
-    return end.origin if end.endpoint is None else group_of(end.endpoint.host).hex()
+    return network_of(end.endpoint, end.origin)
 
 
 def _interleaved(paths: Sequence[Path]) -> list[Path]:

@@ -24,10 +24,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from dht.contact import group_of
 from dht.limits import Buckets
 from p2pnode.channels import Channels, Pipe, PipeBroken, Unreachable
 from p2pnode.channels.links import origin_of
+from p2pnode.channels.shares import network_of, youngest_of
 from p2pnode.reach.errors import (
     BadRelayRequest,
     CircuitSpent,
@@ -50,8 +50,6 @@ HEAD_SECONDS: Final = 10.0
 ATTEMPTS_PER_SECOND: Final = 2.0
 ATTEMPTS_BURST: Final = 60.0
 """Registrations and circuits that one address may ask for, refused ones included."""
-UNFAIR: Final = 2
-"""By so many more places than a newcomer's network a network has to hold to give one up."""
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +88,7 @@ class _Registration:
     def __init__(self, pipe: Pipe, endpoint: Address) -> None:
         self.pipe = pipe
         self.origin = origin_of(endpoint.host)
-        self.network = group_of(endpoint.host)
+        self.network = network_of(endpoint, self.origin)
         self.circuits: dict[Pipe, _Circuit] = {}
         """By the client's ends."""
 
@@ -170,7 +168,7 @@ class Relay:
             self.refused += 1
             raise NotRegistered
         limits = self._limits
-        circuit = _Circuit(pipe, group_of(endpoint.host), limits.bytes_per_circuit)
+        circuit = _Circuit(pipe, network_of(endpoint, origin), limits.bytes_per_circuit)
         if (
             self._circuits_from[origin] >= limits.circuits_per_origin
             or self._circuits_by[pipe.peer] >= limits.circuits_per_node
@@ -200,12 +198,11 @@ class Relay:
             self._refuse("one address asks too often")
         return endpoint, origin
 
-    def _dismiss_for(self, network: bytes) -> bool:
+    def _dismiss_for(self, network: str) -> bool:
         """End the youngest registration of the network that has most; False when that is not unfair to `network`."""
-        heaviest = _unfair(Counter(r.network for r in self._registered.values()), network)
-        if heaviest is None:
+        key = youngest_of(((key, r.network) for key, r in self._registered.items()), network)
+        if key is None:
             return False
-        key = next(key for key, r in reversed(self._registered.items()) if r.network == heaviest)
         self._registered.pop(key).pipe.reset(RelayFull.code)
         return True
 
@@ -287,7 +284,7 @@ class _Circuit:
 
     __slots__ = ("dialler", "dismissed", "left", "network")
 
-    def __init__(self, dialler: Pipe, network: bytes, size: int) -> None:
+    def __init__(self, dialler: Pipe, network: str, size: int) -> None:
         self.dialler = dialler
         self.network = network
         self.left = size
@@ -305,19 +302,12 @@ def _room_for(newcomer: _Circuit, among: Sequence[_Circuit], places: int) -> boo
     held = [circuit for circuit in among if not circuit.dismissed]
     if len(held) < places:
         return True
-    heaviest = _unfair(Counter(circuit.network for circuit in held), newcomer.network)
-    if heaviest is None:
+    youngest = youngest_of(((circuit, circuit.network) for circuit in held), newcomer.network)
+    if youngest is None:
         return False
-    youngest = next(circuit for circuit in reversed(held) if circuit.network == heaviest)
     youngest.dismissed = True
     youngest.dialler.reset(RelayFull.code)
     return True
-
-
-def _unfair(held: Counter[bytes], newcomer: bytes) -> bytes | None:
-    """The network that holds most places, if that is so many more than the newcomer's that it has to give one up."""
-    heaviest, most = held.most_common(1)[0] if held else (b"", 0)
-    return heaviest if most >= held[newcomer] + UNFAIR else None
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,13 @@ from dht import sync
 from dht.contact import Contact
 from dht.market import SPLIT_AT
 from dht.topics import shard_of
-from p2pnode.booksync import BookLimits
-from tests.network.book_net import KEY, BookNet, fresh_offer, offers, tombstone
+from p2pnode.booksync import BOOK_SERVICE, BookLimits, PipeFrames
+from p2pnode.channels import Channels, PipeBroken
+from p2pnode.channels.links import dial_tcp
+from p2pnode.clock import SystemClock
+from protocol.contact import Address
+from protocol.identity import SigningKey
+from tests.network.book_net import KEY, NETWORK, BookNet, fresh_offer, offers, tombstone
 
 ROOT = (0, 0)
 
@@ -120,7 +126,7 @@ async def test_a_reader_that_asks_without_end_is_cut_off(tmp_path: Path) -> None
         with pytest.raises((EOFError, OSError)):
             await stream.receive()
         await stream.close()
-        await until(lambda: holder.sync._streams == 0)
+        await until(lambda: not holder.sync._streams)
         first = await reader.sync.open(where)
         await first.send(sync.want(topic, ()))
         await first.receive()
@@ -131,6 +137,33 @@ async def test_a_reader_that_asks_without_end_is_cut_off(tmp_path: Path) -> None
         await first.close()
         await second.close()
     finally:
+        await net.close()
+
+
+async def test_streams_that_one_network_holds_open_do_not_keep_other_readers_out(tmp_path: Path) -> None:
+    net = BookNet(7, tmp_path)
+    await net.grow(1, limits=BookLimits(streams=3))
+    (holder,) = net.books
+    made: list[Channels] = []
+
+    async def stream(host: str) -> PipeFrames:
+        key = SigningKey(bytes([len(made) + 1]) * 32)
+        made.append(Channels(key, NETWORK, {}, clock=SystemClock(), dial=partial(dial_tcp, source=host)))
+        where = (Address(*holder.dht.local),)
+        return PipeFrames(await made[-1].pipe(holder.dht.key.public, where, BOOK_SERVICE, b""))
+
+    try:
+        held = [await stream(f"127.0.7.{n}") for n in (1, 2, 3)]
+        await until(lambda: len(holder.sync._streams) == 3)
+        reader = await stream("127.0.8.1")
+        await reader.send(sync.want(KEY.topic(ROOT), ()))
+        assert sync.read_records(await reader.receive()) == ([], False)
+        with pytest.raises(PipeBroken):
+            await held[-1].receive()
+        assert len(holder.sync._streams) == 3
+    finally:
+        for channels in made:
+            await channels.close()
         await net.close()
 
 
