@@ -27,6 +27,7 @@ from dht.limits import Buckets
 from dht.packet import MTU, RID_BYTES
 from p2pnode.channels import Channels, Pipe, PipeBroken
 from p2pnode.channels.links import plain_host
+from p2pnode.channels.shares import network_of, youngest_of
 from p2pnode.reach.errors import BadPacketStream, DirectOnly, TooManyStreamsOpen
 from protocol.contact import Address
 from protocol.errors import P2PError
@@ -38,7 +39,7 @@ IDLE_SECONDS: Final = 90.0
 """A watch is renewed every 30 seconds at most: a stream that is of use does not rest so long."""
 HEAD_SECONDS: Final = 10.0
 MOST_STREAMS: Final = 128
-"""That others have opened here, at a time."""
+"""That others have opened here, at a time; shared fairly by networks when all are taken."""
 MOST_WAITING: Final = 32
 """Packets that wait for a channel to be made."""
 REMEMBERED: Final = 64
@@ -103,7 +104,8 @@ class Packets:
         self._check = check
         self._links: dict[NodeKey, list[_Link]] = {}
         self._waiting: dict[NodeKey, list[bytes]] = {}
-        self._served = 0
+        self._served: dict[Pipe, str] = {}
+        """Streams that others opened, oldest first, each with its network."""
         self._checks: Buckets[str] = Buckets(CHECKS_PER_SECOND, CHECKS_BURST)
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -142,9 +144,14 @@ class Packets:
         endpoint = pipe.carrier_endpoint
         if endpoint is None:
             raise DirectOnly
-        if self._served >= MOST_STREAMS:
-            raise TooManyStreamsOpen
-        self._served += 1
+        network = network_of(endpoint, pipe.origin)
+        if len(self._served) >= MOST_STREAMS:
+            dismissed = youngest_of(self._served.items(), network)
+            if dismissed is None:
+                raise TooManyStreamsOpen
+            del self._served[dismissed]
+            dismissed.reset(TooManyStreamsOpen.code)
+        self._served[pipe] = network
         try:
             async with asyncio.timeout(HEAD_SECONDS):
                 port = int.from_bytes(await pipe.read_exactly(2), "big")
@@ -158,7 +165,7 @@ class Packets:
                 self._spawn(self._verify(link, port))
             await self._carry(link, opened_here=False)
         finally:
-            self._served -= 1
+            self._served.pop(pipe, None)
 
     # Inside.
 

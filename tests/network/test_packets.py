@@ -264,6 +264,25 @@ async def test_streams_beyond_the_limit_are_refused_politely(net: list[Node], mo
     assert first.broken is None
 
 
+async def test_streams_of_one_network_give_way_to_another(net: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packets_module, "MOST_STREAMS", 3)
+    where = (Address(net[1].host, net[1].port),)
+    key = net[1].key.public
+    askers = [Node(seed, Carry.CHANNEL) for seed in (61, 62, 63, 64)]
+    for n, asker in enumerate(askers[:3]):
+        asker.host = f"127.8.61.{n + 1}"
+    net += [await asker.start(listen=False) for asker in askers]
+    held = [await asker.channels.pipe(key, where, PACKET_SERVICE, b"\0\0") for asker in askers[:3]]
+    await eventually(lambda: len(net[1].packets._served) == 3)
+    honest = await askers[3].channels.pipe(key, where, PACKET_SERVICE, b"\0\0")
+    with pytest.raises(PipeBroken) as broken:
+        await held[-1].read()
+    assert broken.value.code == TooManyStreamsOpen.code
+    await eventually(lambda: len(net[1].packets._served) == 3)
+    assert honest.broken is None
+    assert held[0].broken is None
+
+
 async def test_answer_by_the_channel_of_another_node_does_not_count(net: list[Node]) -> None:
     node = await without_udp(net)
     before = node.dht.stats().received
