@@ -119,7 +119,10 @@ class OfferBook:
         return int(self._db.execute("SELECT count(*) FROM book").fetchone()[0])
 
     def add(self, envelope: Envelope, offer: Offer, now: int) -> bool:
-        """Keep a verified offer unless this or a newer version, or its tombstone, is known. True when it is new."""
+        """Keep a verified offer unless this or a newer version, or its tombstone, is known. True when it is new.
+
+        Of two with one sequence the later to come stays: whoever reads the DHT is told the lower rank first, or alone.
+        """
         added = self._db.execute(_ADD, _row(envelope, offer, now)).rowcount
         self._most += added
         return added > 0
@@ -362,6 +365,7 @@ _REPLACED: Final = ", ".join(
 _ADD: Final = f"""INSERT INTO book (maker, offer_id, sequence, raw, live, side, currency, floating, rank, amount_min,
                                     amount_max, methods, method_bits, expires, seen)
                   VALUES (?, ?, ?, ?, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-                  ON CONFLICT (offer_id, maker) DO UPDATE SET {_REPLACED} WHERE excluded.sequence > book.sequence"""  # noqa: S608  (columns are ours)
+                  ON CONFLICT (offer_id, maker) DO UPDATE SET {_REPLACED} WHERE excluded.sequence > book.sequence
+                      OR (excluded.sequence = book.sequence AND book.live = 1 AND excluded.raw <> book.raw)"""  # noqa: S608  (columns are ours)
 # For bodies that passed `protocol.offer`'s checks before: it decodes without the way back that proves the encoding.
 _OFFER: Final = msgspec.msgpack.Decoder(Offer)

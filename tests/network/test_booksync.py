@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from dht import sync
 from dht.contact import Contact
@@ -18,8 +19,10 @@ from p2pnode.booksync import BOOK_SERVICE, BookLimits, PipeFrames
 from p2pnode.channels import Channels, PipeBroken
 from p2pnode.channels.links import dial_tcp
 from p2pnode.clock import SystemClock
+from p2pnode.offerbook import BookFilter
 from protocol.contact import Address
 from protocol.identity import SigningKey
+from protocol.wire import Kind, pack
 from tests.network.book_net import KEY, NETWORK, BookNet, fresh_offer, offers, tombstone
 
 ROOT = (0, 0)
@@ -109,6 +112,29 @@ async def test_a_tombstone_in_another_shard_than_its_offer_hides_it(net: BookNet
     await net.nodes[4].put(KEY.topic(shard_of(offer_id, 1)), gone, keep=False)
     await reader.look()
     assert len(reader.shown()) == SPLIT_AT - 1
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+async def test_a_maker_who_signs_two_versions_of_one_sequence_has_one_in_everybodys_book(
+    net: BookNet, swapped: bool
+) -> None:
+    key = SigningKey(b"k" * 32)
+    offer = fresh_offer(key.public, 5)
+    versions = [key.seal(Kind.OFFER, NETWORK, pack(replace(offer, terms=terms))) for terms in ("one", "other")]
+    if swapped:
+        versions.reverse()
+    early, late = net.books[0], net.books[1]
+    for n, version in enumerate(versions):
+        await net.nodes[3 + n].put(KEY.topic(ROOT), version, keep=False)
+        await early.look()
+        assert early.shown() == {offer.offer_id}
+    await late.look()
+    await early.look()
+    shown = [
+        [e.envelope.raw for e in book.book.search(BookFilter(), int(time.time())).entries] for book in (early, late)
+    ]
+    stored = net.nearest(KEY.topic(ROOT))[0].storage.all(KEY.topic(ROOT), int(time.time()))
+    assert shown == [stored, stored]
 
 
 async def test_a_reader_that_asks_without_end_is_cut_off(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from dht.records import Record, RecordKind, RecordMeta
 from dht.sim.experiments import load
 from dht.sim.lab import Lab
 from dht.sim.world import SimNode, World, build
+from dht.watch import Watch
 from protocol.identity import SigningKey
 from protocol.types import Network
 from protocol.wire import Envelope
@@ -93,3 +94,20 @@ def test_upkeep_costs_the_same_in_a_small_and_in_a_large_network() -> None:
     small, large = (load(Lab(1, nodes), seconds=900).messages_per_node_hour for nodes in (100, 600))
     print(f"seed 1: {small} and {large} datagrams per node and hour")
     assert 0.75 * small < large < 1.2 * small
+
+
+def test_followers_that_find_no_place_do_not_search_without_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a market with more followers than places would be searched by all the others without a pause."""
+    monkeypatch.setattr("dht.watch.MAX_WATCHERS", 0)
+    world = World(20_261_121)
+    build(world, 40)
+    follower = world.nodes[-1]
+    told: list[int] = []
+    watch = Watch(follower.engine, TOPIC, lambda _: None, lambda _h, _d, total: told.append(total))
+    world.do(follower, follower.engine.watching.add, watch, world.now)
+    world.run(world.now + 300)
+    sent, heard = follower.engine.rpc.totals.sent, len(told)
+    world.run(world.now + 600)
+    # Two holders every 25 seconds would be 48, beside a search now and then and the node's own probes.
+    assert follower.engine.rpc.totals.sent - sent < 300
+    assert len(told) - heard > 40, "their digests still tell, every quarter of a minute, that something has changed"
