@@ -88,14 +88,19 @@ class Carriers:
 
     # -- which of them -----------------------------------------------------------------------------------------
 
-    def switch(self, now: float, *, by_channel: bool) -> bool:
-        """Use the other one; False where there is no other."""
+    def switch(self, now: float, *, by_channel: bool, trial: bool = False) -> bool:
+        """Use the other one; False where there is no other. `trial`: only to see, so it is no news yet."""
         if self.carry is not Carry.BOTH or self.streams is None or self.udp is None or by_channel == self.by_channel:
             return False
-        log.info("questions of the DHT go %s from now on", "by channels" if by_channel else "by UDP")
+        if not trial:
+            self.tell(by_channel=by_channel)
         self.by_channel = by_channel
         self._asked_udp = self._heard_at = now
         return True
+
+    def tell(self, *, by_channel: bool) -> None:
+        """Write to the log what is used from now on."""
+        log.info("questions of the DHT go %s from now on", "by channels" if by_channel else "by UDP")
 
     def watch(self, unanswered: int, now: float) -> None:
         """Notice that nothing comes any more. `unanswered`: questions that failed since the last answer."""

@@ -251,11 +251,13 @@ class DhtNode:
         seeds = list(seeds)
         known = await self._enter(seeds)
         before = self.carriers.by_channel
-        if not known and self.carriers.switch(self.now(), by_channel=not before):
+        if not known and seeds and self.carriers.switch(self.now(), by_channel=not before, trial=True):
             known = await self._enter(seeds)
-            if not known:
+            if known:
+                self.carriers.tell(by_channel=not before)
+            else:
                 # Nothing leads anywhere: then nothing is decided.
-                self.carriers.switch(self.now(), by_channel=before)
+                self.carriers.switch(self.now(), by_channel=before, trial=True)
         return known
 
     async def _enter(self, seeds: Iterable[Seed | Contact]) -> int:

@@ -53,7 +53,8 @@ class PeerService:
             raise BadPeerAddress from e
         contact = await self._dht.meet(seed)
         if contact is None:
-            raise NoAnswer(f"{'that node' if seed.key else 'nobody'} does not answer at {seed.host}:{seed.port}")
+            where = f"[{seed.host}]:{seed.port}" if ":" in seed.host else f"{seed.host}:{seed.port}"
+            raise NoAnswer(f"that node does not answer at {where}" if seed.key else f"nobody answers at {where}")
         return self._contact(contact)
 
     def _contact(self, contact: Contact) -> PeerView:

@@ -22,9 +22,11 @@ from dht import messages, packet, sync
 from dht.contact import Contact, pack_address, parse_seed, unpack_address, unpack_contact, unpack_contacts
 from dht.engine import Engine, EngineConfig
 from dht.errors import BadContact, BadPacket, InvalidRecord
+from dht.handover import Handover
 from dht.records import Registry
 from dht.rpc import Rpc
 from dht.storage import Storage
+from dht.watch import Watch
 from escrow import transactions
 from escrow.transactions import NotATransaction
 from p2pnode.contacts import read_contact
@@ -114,19 +116,34 @@ def dht_request(data: bytes) -> None:
 
 
 def dht_answer(data: bytes) -> None:
-    """Answers of a hostile node to a search: operation ‖ n × (length u16 ‖ status ‖ body)."""
+    """Answers of a hostile node to all that it can be asked: operation ‖ n × (length u16 ‖ status ‖ body)."""
     if not data:
         return
     engine, sent = _engine()
-    engine.table.add_contact(Contact(BOB.public, "127.0.0.8", 4_000))
+    engine.versions = frozenset((4, 6))
+    bob = Contact(BOB.public, "127.0.0.8", 4_000)
+    engine.table.add_contact(bob)
+    note = engine.registry.trust(_note(), TOPIC, 1)
     ended: list[object] = []
-    if data[0] % 3 == 0:
-        engine.find(TOPIC, ended.append, 1.0)
-    elif data[0] % 3 == 1:
-        engine.get(TOPIC, ended.append, 1.0)
-    else:
-        record = _note()
-        engine.put(TOPIC, engine.registry.trust(record, TOPIC, 1), ended.append, 1.0)
+    match data[0] % 7:
+        case 0:
+            engine.find(TOPIC, ended.append, 1.0)
+        case 1:
+            engine.get(TOPIC, ended.append, 1.0)
+        case 2:
+            engine.put(TOPIC, note, ended.append, 1.0)
+        case 3:
+            engine.survey(TOPIC, ended.append, 1.0)
+        case operation:
+            # These have nobody who waits for their end.
+            ended.append(None)
+            if operation == 4:
+                engine.keep(TOPIC, note, b"", 1.0)
+                engine.start(Handover(engine, TOPIC, engine.lookup(TOPIC)), 1.0)
+            elif operation == 5:
+                engine.ping(bob, 1.0)
+            else:
+                engine.watching.add(Watch(engine, TOPIC, lambda _: None, lambda *_: None, [bob]), 1.0)
     to, back = _keys(BOB)
     at = 1
     while sent and at + 3 <= len(data):
@@ -163,6 +180,7 @@ def dht_messages(data: bytes) -> None:
         messages.part_of,
         messages.older_of,
         messages.observed_of,
+        lambda d: messages.elsewhere_of(d.ljust(messages.HEAD + 1, b"\0")),
         unpack_address,
         unpack_contact,
         lambda d: unpack_contacts(d, 0, 16),
@@ -407,7 +425,7 @@ def seeds(name: str) -> list[bytes]:
     elif name == "dht-request":
         plain = [len(raw).to_bytes(2, "big") + bytes([op]) + raw for raw in plain for op in range(1, 9)]
     elif name == "dht-answer":
-        plain = [bytes([op]) + len(raw).to_bytes(2, "big") + b"\0" + raw for raw in plain for op in range(3)]
+        plain = [bytes([op]) + len(raw).to_bytes(2, "big") + b"\0" + raw for raw in plain for op in range(7)]
         plain += _large()
     elif name == "bodies":
         plain = [bytes([kind]) + raw for raw in plain if raw[0] >= 0x90 for kind in range(len(_structs()))]

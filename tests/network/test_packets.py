@@ -124,6 +124,19 @@ async def test_node_without_udp_enters_publishes_and_reads(net: list[Node]) -> N
     assert [e.raw for e in await node.dht.get(b"l" * 20)] == [large.raw]
 
 
+@pytest.mark.parametrize("seeds", [[], [Seed("127.8.99.1", 4_000, ALICE.public)]], ids=["no seed", "a dead one"])
+async def test_node_that_finds_nobody_does_not_write_to_its_log_that_it_changed_its_ways(
+    net: list[Node], caplog: pytest.LogCaptureFixture, seeds: list[Seed]
+) -> None:
+    """It tries every quarter of a minute: the first node of a network would fill its log."""
+    alone = await Node(70).start()
+    net.append(alone)
+    with caplog.at_level("INFO", "dht.carriers"):
+        assert await alone.dht.bootstrap(seeds) == 0
+    assert caplog.records == []
+    assert not alone.dht.by_channel
+
+
 async def test_node_without_udp_is_in_nobodys_table(net: list[Node]) -> None:
     node = await without_udp(net)
     await node.dht.put(TOPIC, note(ALICE, TOPIC))

@@ -118,6 +118,8 @@ async def test_a_node_that_is_not_who_it_should_be_is_not_met(tmp_path: Path) ->
         service = PeerService(one.dht, tuple, one.clock)
         with pytest.raises(NoAnswer, match="that node does not answer"):
             await service.add(PeerAdd(address=f"{node_text(keyring_of('third').node.public)}@{host}:{port}"))
+        with pytest.raises(NoAnswer, match=r"^nobody answers at \[::1\]:9$"):
+            await service.add(PeerAdd(address="[::1]:9"))
         assert one.dht.peers() == []
         await other.close()
 
