@@ -44,6 +44,13 @@ PACKED_V4: Final = 1 + 32 + 4 + 2
 PACKED_V6: Final = 1 + 32 + 16 + 2
 _MAX_INTERNED: Final = 65_536
 
+_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
+"""All of IPv6 that is given out to the public (RFC 4291)."""
+_NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
+"""IPv4 as an IPv6 network sees it (RFC 6052)."""
+_DOCUMENTATION: Final = ipaddress.IPv6Network("3fff::/20")
+"""Of newer date than some Pythons (RFC 9637)."""
+
 Address: TypeAlias = Any
 """What a transport sends to: `(host, port)` for UDP, `ByChannel`, or another hashable thing in a simulation."""
 
@@ -121,7 +128,18 @@ def scope_of(host: str) -> Scope:
         return Scope.UNUSABLE
     if ip.is_loopback:
         return Scope.LOOPBACK
-    return Scope.GLOBAL if ip.is_global else Scope.PRIVATE
+    return Scope.GLOBAL if _is_global(ip) else Scope.PRIVATE
+
+
+def _is_global(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Whether anybody can reach it. What stands for an IPv4 address in another dress is judged by that one."""
+    if isinstance(ip, ipaddress.IPv4Address):
+        return ip.is_global and not ip.is_multicast
+    dressed = ip.sixtofour or (ipaddress.IPv4Address(ip.packed[12:]) if ip in _NAT64 else None)
+    if dressed is not None:
+        return _is_global(dressed)
+    # Python takes all that is not reserved for public: site-local addresses, those of translators, and the unassigned.
+    return ip.is_global and ip in _UNICAST and ip not in _DOCUMENTATION
 
 
 @lru_cache(maxsize=8_192)

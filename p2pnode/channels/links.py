@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from ipaddress import IPv6Address, ip_address
 from typing import Final, Protocol
 
+from dht.contact import Scope, scope_of
 from protocol.contact import Address
 
 READ_BYTES: Final = 262_144
@@ -177,11 +178,7 @@ async def dial_public(address: Address, source: str | None = None) -> Link:
 
 def is_public(host: str) -> bool:
     """Whether the numeric `host` is an address that anybody can reach."""
-    try:
-        address = ip_address(plain_host(host))
-    except ValueError:
-        return False
-    return address.is_global and not address.is_multicast
+    return scope_of(plain_host(host)) is Scope.GLOBAL
 
 
 def plain_host(host: str) -> str:

@@ -424,7 +424,8 @@ class TestVictims:
     @pytest.mark.parametrize(
         "host",
         ["127.0.0.1", "10.0.0.1", "192.168.1.1", "169.254.169.254", "::1", "fe80::1", "fc00::1", "0.0.0.0",
-         "::ffff:10.0.0.1", "224.0.0.1", "100.64.0.1", "localhost"],
+         "::ffff:10.0.0.1", "224.0.0.1", "100.64.0.1", "localhost", "fec0::1", "2002:7f00:1::1", "64:ff9b::7f00:1",
+         "64:ff9b:1::1", "::7f00:1", "::ffff:0:7f00:1", "ff0e::1"],
     )  # fmt: skip
     async def test_addresses_of_private_networks_are_not_dialled_on_the_public_one(self, host: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
