@@ -170,6 +170,8 @@ class Engine:
         local = [self.registry.trust(raw, topic, unix) for raw in self.storage.all(topic, unix)]
         places = self.config.k - self.responsible(topic)
         lookup = self._lookup(topic, self.config.alpha if paths == 1 else 2, paths=paths, places=places)
+        if paths == 1:
+            lookup.prefer(self.familiar)
         self.start(GetValue(self, topic, lookup, done, quorum=quorum, local=local), now)
 
     def put(
@@ -362,6 +364,11 @@ class Engine:
     def is_late(self, contact: Contact) -> bool:
         """Whether a node owes an answer."""
         return contact.path in self.rpc.late
+
+    def familiar(self, contact: Contact) -> bool:
+        """Whether a node has answered us before and owes no answer: asking it again costs no new secret (80 µs)."""
+        peer = self.rpc.peers.get(contact.path)
+        return peer is not None and peer.rtt > 0.0 and not peer.late
 
     def exempt(self, contact: Contact) -> bool:
         """Whether address limits do not apply to a contact."""

@@ -28,7 +28,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Callable, Iterable
 from enum import IntEnum
-from itertools import chain
+from itertools import chain, islice
 from typing import Final
 
 from dht.contact import Contact
@@ -75,6 +75,7 @@ class Lookup:
         "_avoid",
         "_by_id",
         "_exempt",
+        "_first",
         "_groups",
         "_in_flight",
         "_order",
@@ -127,6 +128,7 @@ class Lookup:
         self._by_id: dict[bytes, Candidate] = {}
         self._groups: dict[bytes, int] = {}
         self._in_flight = [0] * paths
+        self._first: list[Candidate] = []
         path = 0
         for contact in anchors:
             self._add(contact, path % paths)
@@ -185,18 +187,30 @@ class Lookup:
         for contact in contacts:
             self._add(contact, 0)
 
+    def prefer(self, familiar: Callable[[Contact], bool]) -> None:
+        """Begin with those of the k closest known within reach that are familiar: any of them will do as well."""
+        near = (c for c in self._order[: self.k] if c.distance <= self.reach and familiar(c.contact))
+        self._first = list(islice(near, self.alpha))
+
     def next(self) -> Contact | None:
         """The next node to ask, counted as asked from now; None when all slots are taken or nobody is left."""
         flying = self._in_flight
         if self.paths == 1 and flying[0] >= self.alpha:
             return None
+        while self._first:
+            candidate = self._first.pop(0)
+            if candidate.stage == Stage.FRESH and flying[candidate.path] < self.alpha:
+                return self._ask(candidate)
         for candidate in chain(self._window(), self._anchors):
             if candidate.stage == Stage.FRESH and flying[candidate.path] < self.alpha:
-                candidate.stage = Stage.ASKED
-                flying[candidate.path] += 1
-                self.asked += 1
-                return candidate.contact
+                return self._ask(candidate)
         return None
+
+    def _ask(self, candidate: Candidate) -> Contact:
+        candidate.stage = Stage.ASKED
+        self._in_flight[candidate.path] += 1
+        self.asked += 1
+        return candidate.contact
 
     def answered(self, contact: Contact, contacts: Iterable[Contact]) -> None:
         """The node answered and named these contacts."""

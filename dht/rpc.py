@@ -5,7 +5,7 @@ trip estimates and tokens; the questions that are out; the timers of both. Its o
 and calls `tick` when `deadline` has come.
 
 A question is late after the peer's own retransmission timeout (smoothed round trip + 4 deviations, as in RFC 6298, from
-50 ms to 2 s) and is then sent once more: its owner is told, so that it can ask somebody else meanwhile. After three
+30 ms to 2 s) and is then sent once more: its owner is told, so that it can ask somebody else meanwhile. After three
 sendings it has failed. An answer counts when it carries the question's 96-bit random id, comes from the address asked
 and authenticates under the key of the node asked.
 
@@ -46,7 +46,9 @@ AMPLIFICATION: Final = 3
 PING_COST: Final = TRIES * (packet.REQUEST_HEAD + packet.BOX_BYTES + messages.HEAD)
 """Bytes of a ping without a token and of its repetitions."""
 TOKEN_LIFE_S: Final = packet.Tokens.PERIOD_S - 20
-RTO_MIN: Final = 0.05
+RTO_MIN: Final = 0.03
+RTO_AGAIN: Final = 0.1
+"""The least wait after the second sending: a node that is held up for a quarter of a second is not given up."""
 RTO_MAX: Final = 2.0
 RTO_FIRST: Final = 0.4
 RTO_DIAL: Final = 1.5
@@ -345,7 +347,7 @@ class Rpc:
             return
         first = call.tries == 1
         call.tries += 1
-        call.rto = min(2 * call.rto, RTO_MAX)
+        call.rto = min(max(2 * call.rto, RTO_AGAIN), RTO_MAX)
         call.deadline = now + call.rto
         self._count += 1
         heapq.heappush(self._timers, (call.deadline, self._count, call))

@@ -27,6 +27,7 @@ EVERYWHERE: Final = ("0.0.0.0", "::")  # noqa: S104  (a node of a public network
 WRITTEN_S: Final = 600.0
 """How long a router may remember whom we wrote to: UDP mappings rarely live longer than five minutes."""
 MOST_WRITTEN: Final = 4_096
+"""Addresses of each generation of them."""
 PORT_ATTEMPTS: Final = 8
 """With port 0: how often a port is tried that turns out to be taken on another address."""
 
@@ -81,7 +82,9 @@ class UdpTransport:
         for sock in self._sockets:
             self._loop.add_reader(sock.fileno(), partial(self._readable, sock.recvfrom))
         self.dropped = 0
-        self._written: dict[str, float] = {}
+        self._written: set[str] = set()
+        self._written_before: set[str] = set()
+        self._ageing = self._loop.call_later(WRITTEN_S, self._age)
 
     @property
     def local(self) -> tuple[str, int]:
@@ -96,18 +99,21 @@ class UdpTransport:
 
     def wrote_to(self, host: str) -> bool:
         """Whether something was sent to this address lately: routers may let its answers in, and no others."""
-        return self._written.get(host, -WRITTEN_S) > self._loop.time() - WRITTEN_S
+        return host in self._written or host in self._written_before
 
-    def _note(self, host: str) -> None:
-        if len(self._written) >= MOST_WRITTEN:
-            del self._written[next(iter(self._written))]
-        self._written.pop(host, None)
-        self._written[host] = self._loop.time()
+    def _age(self) -> None:
+        """Forget what is older than twice WRITTEN_S: two sets cost a datagram less than a time for each address."""
+        self._written_before, self._written = self._written, set()
+        self._ageing = self._loop.call_later(WRITTEN_S, self._age)
 
     def send(self, datagram: bytes, address: Address) -> None:
         """Send or drop, as UDP does: a full buffer and an unreachable host both look like loss."""
-        self._note(address[0])
-        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        host = address[0]
+        if host not in self._written:
+            if len(self._written) >= MOST_WRITTEN:
+                self._written.pop()
+            self._written.add(host)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             self._sendto[family](datagram, address)
         except (OSError, KeyError):
@@ -134,6 +140,7 @@ class UdpTransport:
 
     def close(self) -> None:
         """Stop reading and close the sockets."""
+        self._ageing.cancel()
         for sock in self._sockets:
             if sock.fileno() >= 0:
                 self._loop.remove_reader(sock.fileno())

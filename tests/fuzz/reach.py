@@ -6,6 +6,7 @@ import ast
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -45,7 +46,8 @@ def _within(node: ast.AST, file: str, outer: tuple[str, ...]) -> Iterator[str]:
             yield from _within(child, file, outer)
 
 
-def decoders() -> set[str]:
+@cache
+def decoders() -> frozenset[str]:
     """`file:qualified name` of every function that takes something apart."""
     found: set[str] = set()
     for package in PACKAGES:
@@ -53,10 +55,11 @@ def decoders() -> set[str]:
             file = str(path.relative_to(ROOT))
             if not file.startswith(ELSEWHERE):
                 found.update(_within(ast.parse(path.read_text()), file, ()))
-    return found
+    return frozenset(found)
 
 
-def reached() -> set[str]:
+@cache
+def reached() -> frozenset[str]:
     """The same of every function that a target ran on some of its seeds."""
     ran: set[tuple[str, str]] = set()
 
@@ -75,4 +78,4 @@ def reached() -> set[str]:
         finally:
             sys.setprofile(None)
     root = f"{ROOT}/"
-    return {f"{file.removeprefix(root)}:{name}" for file, name in ran if file.startswith(root)}
+    return frozenset(f"{file.removeprefix(root)}:{name}" for file, name in ran if file.startswith(root))

@@ -222,4 +222,4 @@ class DhtNodeMachine(RuleBasedStateMachine):
 
 
 TestDhtNodeMachine = DhtNodeMachine.TestCase
-TestDhtNodeMachine.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+TestDhtNodeMachine.settings = settings(max_examples=50, stateful_step_count=50, deadline=None)

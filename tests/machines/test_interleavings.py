@@ -53,7 +53,7 @@ from protocol.wire import Envelope, open_envelope
 from tests.court import Court, CourtNode
 from tests.world import NETWORK, Killed
 
-EXAMPLES = int(os.environ.get("P2PNODE_INTERLEAVINGS", "8"))
+EXAMPLES = int(os.environ.get("P2PNODE_INTERLEAVINGS", "6"))
 """Trades that are played; a few hundred for a search by hand, with `HYPOTHESIS_PROFILE=explore`."""
 FEE_SCRIPT = b"\x00\x14" + b"\x07" * 20
 PARTIES = ("buyer", "seller")

@@ -6,7 +6,6 @@ import argparse
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,16 +75,6 @@ class TestGrammar:
             ]
         )
         assert requests.settings(args) == {"node.seeds": ["a:1", "b:2"], "node.port": "5", "trade.max_open": "3"}
-
-    def test_help_is_there_before_anyone_notices(self) -> None:
-        times = []
-        for _ in range(5):
-            before = time.perf_counter()
-            done = subprocess.run([sys.executable, str(ROOT / "cli.py"), "--help"], capture_output=True, check=True)
-            times.append(time.perf_counter() - before)
-            assert b"exit codes" in done.stdout
-        print(f"--help: {min(times) * 1000:.0f} ms")
-        assert min(times) < 0.15
 
     def test_help_loads_nothing_heavy(self) -> None:
         code = (

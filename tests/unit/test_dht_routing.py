@@ -197,3 +197,15 @@ def test_disjoint_paths_never_ask_a_node_twice_and_one_liar_leads_one_path() -> 
         lookup.answered(one, false_ones if one is liar or one in false_ones else world.closest(target, 8))
     assert len({c.id for c in asked}) == len(asked)
     assert set(world.closest(target, 4)) <= set(lookup.closest())
+
+
+def test_a_search_begins_with_acquaintances_among_the_closest_and_nowhere_else() -> None:
+    near = sorted((contact(i) for i in range(1, 40)), key=lambda c: c.long_id)
+    reach = near[11].long_id
+    known = {near[3].id, near[5].id, near[20].id}
+    lookup = Lookup(0, near, own_id=bytes(20), k=8, alpha=3, reach=reach)
+    lookup.prefer(lambda c: c.id in known)
+    assert [lookup.next() for _ in range(4)] == [near[3], near[5], near[0], None]
+    thin = Lookup(0, near, own_id=bytes(20), k=8, alpha=3, reach=near[2].long_id)
+    thin.prefer(lambda c: c.id in known)
+    assert thin.next() == near[0]

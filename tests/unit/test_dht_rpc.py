@@ -94,3 +94,11 @@ def test_one_lost_datagram_is_forgotten_soon() -> None:
     for _ in range(12):
         pair.ask(0.02)
     assert pair.ask(0.02) < 0.07
+
+
+def test_a_quick_node_that_is_held_up_for_a_quarter_of_a_second_is_not_given_up() -> None:
+    pair = Pair()
+    for _ in range(20):
+        pair.ask(0.001)
+    assert pair.ask(0.25) < 0.05, "somebody else is asked soon"
+    assert pair.asker.totals.failures == 0

@@ -17,7 +17,7 @@ from dht.sim.judge import judge
 from dht.sim.lab import Lab
 from dht.sim.world import World
 
-NODES = 250
+NODES = 150
 TWICE = """
 from dht.sim import experiments as ex
 from dht.sim.lab import Lab

@@ -91,7 +91,7 @@ def test_of_two_versions_of_a_large_record_the_newer_stays(world: World, size: i
 
 
 def test_upkeep_costs_the_same_in_a_small_and_in_a_large_network() -> None:
-    small, large = (load(Lab(1, nodes), seconds=900).messages_per_node_hour for nodes in (100, 600))
+    small, large = (load(Lab(1, nodes), seconds=600).messages_per_node_hour for nodes in (100, 400))
     print(f"seed 1: {small} and {large} datagrams per node and hour")
     assert 0.75 * small < large < 1.2 * small
 

@@ -93,7 +93,7 @@ def counted(engine: WalletEngine, snapshot: Snapshot) -> list[EngineCoin]:
     return sorted(engine.coins(), key=lambda c: c.outpoint)
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(histories())
 def test_unspent_coins_are_the_same_through_conflicts(snapshot: Snapshot) -> None:
     bdk, native = PAIR
