@@ -200,7 +200,7 @@ def test_disjoint_paths_never_ask_a_node_twice_and_one_liar_leads_one_path() -> 
 
 
 def test_a_search_begins_with_acquaintances_among_the_closest_and_nowhere_else() -> None:
-    near = sorted((contact(i) for i in range(1, 40)), key=lambda c: c.long_id)
+    near = World(3, 40).closest(0, 39)
     reach = near[11].long_id
     known = {near[3].id, near[5].id, near[20].id}
     lookup = Lookup(0, near, own_id=bytes(20), k=8, alpha=3, reach=reach)
