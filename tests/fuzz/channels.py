@@ -35,6 +35,7 @@ class Channel:
     data: bytes
     peer: bytes = bytes(32)
     carrier_endpoint: Address = Address("127.0.0.1", 4_000)  # noqa: RUF009  (frozen)
+    origin: str = "127.0.0.1"
     writable: bool = True
 
     async def read(self) -> bytes:
