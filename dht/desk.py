@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Final, assert_never
 from dht import messages
 from dht.contact import Address, Contact, Via, group_of
 from dht.errors import InvalidRecord
+from dht.limits import Buckets
 from dht.messages import Op, Request, Status
+from dht.records import Record
 from dht.rpc import PING_COST, Peer
 from dht.search import INLINE_STORE
 from dht.storage import Outcome
@@ -23,6 +25,11 @@ if TYPE_CHECKING:
 MAX_UPLOADS: Final = 64
 """Records of more than one datagram that are being received at once: half a megabyte at most."""
 
+ORPHANS_PER_SECOND: Final = 0.01
+ORPHANS_BURST: Final = 64.0
+"""Tombstones without work that one address group may leave of what was never here: honest ones are rare, and a market
+full of them would have to be read by everybody."""
+
 _WRITES: Final = frozenset((Op.STORE, Op.STORE_PART, Op.WATCH))
 
 
@@ -31,6 +38,7 @@ class Desk:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._orphans: Buckets[bytes] = Buckets(ORPHANS_PER_SECOND, ORPHANS_BURST)
         self._uploads: dict[bytes, tuple[bytes, bytearray]] = {}
 
     def serve(
@@ -145,6 +153,17 @@ class Desk:
         del self._uploads[key]
         return self._keep(request, topic, bytes(buffer), peer, address, room, now)
 
+    def _too_many_orphans(self, topic: bytes, record: Record, sender: Contact, now: float) -> bool:
+        """Whether a tombstone is one too many: free, of nothing that is here, and from no holder of the topic."""
+        engine = self._engine
+        if not record.meta.tombstone or engine.registry.rules(record.envelope.kind).min_pow_bits:
+            return False
+        if engine.exempt(sender) or engine.storage.get(topic, record.tag) is not None:
+            return False
+        holders = engine.table.closest(int.from_bytes(topic, "big"), engine.config.k)
+        known = any(holder.id == sender.id for holder in holders)
+        return not known and not self._orphans.allow(sender.group, 1.0, now)
+
     def _keep(
         self, request: Request, topic: bytes, raw: bytes, peer: Peer, address: Address, room: int, now: float
     ) -> bytes:
@@ -153,6 +172,8 @@ class Desk:
             record = self._engine.registry.check(raw, topic, self._engine.unix(now))
         except InvalidRecord:
             return bytes((Status.INVALID,)) + self.contacts(topic, want, peer, room - 1, request.flags)
+        if self._too_many_orphans(topic, record, peer.contact, now):
+            return bytes((Status.FULL,)) + self.contacts(topic, want, peer, room - 1, request.flags)
         put = self._engine.keep(topic, record, group_of(address[0]), now)
         contacts = self.contacts(topic, want, peer, room - 1, request.flags)
         match put.outcome:

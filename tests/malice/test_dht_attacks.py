@@ -12,6 +12,7 @@ import pytest
 
 from dht import messages, packet
 from dht.contact import Contact, intern_contact, node_id, puzzle_zero_bits
+from dht.desk import ORPHANS_BURST
 from dht.errors import RecordRejected
 from dht.messages import Op, Reply, Status
 from dht.node import DhtNode, mine_node_key
@@ -146,6 +147,25 @@ async def test_one_persona_can_not_flood_a_key(net: Net) -> None:
     assert max(n.storage.total(TOPIC) for n in net.nodes) == 64
     record = note(ALICE, TOPIC)
     assert (await net.nodes[2].put(TOPIC, record)).acks >= 5
+
+
+async def test_tombstones_of_nothing_do_not_fill_a_market(net: Net) -> None:
+    """They cost no work, and everybody who reads the market would have to read them."""
+    holder = min(net.nodes, key=lambda n: int.from_bytes(n.node_id, "big") ^ int.from_bytes(TOPIC, "big"))
+    far = sorted(net.nodes, key=lambda n: int.from_bytes(n.node_id, "big") ^ int.from_bytes(TOPIC, "big"))[-2:]
+    offered = note(ALICE, TOPIC)
+    assert await store(far[0], holder, TOPIC, offered.raw) == Status.OK
+    codes = []
+    for i in range(int(ORPHANS_BURST) + 20):
+        gone = note(SigningKey(i.to_bytes(32, "big")), TOPIC, gone=True)
+        reply = await ask(far[0], holder, Op.STORE, messages.store_body(TOPIC, 0, gone.raw))
+        assert reply is not None
+        codes.append(reply.status)
+    assert codes == [Status.OK] * int(ORPHANS_BURST) + [Status.FULL] * 20
+    assert await store(far[0], holder, TOPIC, note(ALICE, TOPIC, gone=True).raw) == Status.OK, "of what is there"
+    orphan = note(SigningKey(b"o" * 32), TOPIC, gone=True).raw
+    assert await store(far[1], holder, TOPIC, orphan) == Status.OK, "from another network"
+    assert holder.storage.total(TOPIC) == ORPHANS_BURST + 2
 
 
 async def test_an_address_that_asks_too_much_is_not_served_and_others_are(net: Net) -> None:
