@@ -44,6 +44,7 @@ class Carriers:
         """Whether questions go by channels now."""
         self._asked_udp = 0.0
         self._heard_at = 0.0
+        self._came = 0
 
     def listen(self, host: str, port: int, receive: Receive) -> None:
         """Open the UDP sockets, unless UDP is not to be used. Raises PortInUse."""
@@ -102,10 +103,14 @@ class Carriers:
         """Write to the log what is used from now on."""
         log.info("questions of the DHT go %s from now on", "by channels" if by_channel else "by UDP")
 
-    def watch(self, unanswered: int, now: float) -> None:
-        """Notice that nothing comes any more. `unanswered`: questions that failed since the last answer."""
-        if not unanswered or self.by_channel:
+    def watch(self, unanswered: int, came: int, now: float) -> None:
+        """Notice that nothing comes any more. `unanswered`: questions that failed since the last answer.
+
+        `came`: requests that came by UDP so far: who asks and does not answer is silent, but the way is open.
+        """
+        if not unanswered or self.by_channel or came != self._came:
             self._heard_at = now
+            self._came = came
         elif unanswered >= SILENT_FAILURES and now - self._heard_at >= SILENT_S:
             self.switch(now, by_channel=True)
 

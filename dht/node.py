@@ -464,7 +464,7 @@ class DhtNode:
         if self._loop is not None:
             self._housekeeper = self._loop.call_later(HOUSEKEEPING_S, self._housekeep)
         self._arm()
-        self.carriers.watch(self.engine.rpc.totals.unanswered, now)
+        self.carriers.watch(self.engine.rpc.totals.unanswered, self.engine.rpc.totals.by_datagram, now)
         if self.carriers.udp_is_due(now):
             self._ask_by_udp(now)
 

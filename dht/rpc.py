@@ -161,11 +161,13 @@ class Server(Protocol):
 class Totals:
     """Counters of an Rpc."""
 
-    __slots__ = ("bad", "failures", "received", "refused", "retries", "sent", "served", "unanswered")
+    __slots__ = ("bad", "by_datagram", "failures", "received", "refused", "retries", "sent", "served", "unanswered")
 
     def __init__(self) -> None:
         self.unanswered = 0
         """Questions that failed since the last answer came."""
+        self.by_datagram = 0
+        """Requests that authenticated and came as datagrams: these do pass, then."""
         self.sent = self.received = self.served = self.retries = self.failures = self.refused = self.bad = 0
 
 
@@ -446,6 +448,7 @@ class Rpc:
         if peer.send_key is None:
             self._agree(peer)
         request = messages.parse_request(packet.open_request(peer.receive_key, datagram))
+        self.totals.by_datagram += not by_channel
         if fresh and path not in self.peers:
             if len(self._strangers) >= MAX_STRANGERS:
                 del self._strangers[next(iter(self._strangers))]

@@ -124,6 +124,20 @@ async def test_node_without_udp_enters_publishes_and_reads(net: list[Node]) -> N
     assert [e.raw for e in await node.dht.get(b"l" * 20)] == [large.raw]
 
 
+async def test_nobody_drives_a_node_from_udp_by_asking_and_not_answering() -> None:
+    """A network's first nodes know few others: who is one of them, and silent, would be all that they hear."""
+    ways = carriers.Carriers(Carry.BOTH)
+    ways.listen("127.0.0.1", 0, lambda *_: None)
+    ways.streams = ways.udp
+    for second in range(60):
+        ways.watch(10, second, float(second))
+    assert not ways.by_channel
+    for second in range(60, 70):
+        ways.watch(10, 60, float(second))
+    assert ways.by_channel, "nothing comes at all"
+    ways.close()
+
+
 @pytest.mark.parametrize("seeds", [[], [Seed("127.8.99.1", 4_000, ALICE.public)]], ids=["no seed", "a dead one"])
 async def test_node_that_finds_nobody_does_not_write_to_its_log_that_it_changed_its_ways(
     net: list[Node], caplog: pytest.LogCaptureFixture, seeds: list[Seed]
