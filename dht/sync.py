@@ -77,6 +77,12 @@ class Index:
             self._order = sorted(self._names)
         return self._order[bisect_left(self._order, start) : bisect_right(self._order, end)]
 
+    def count(self, start: bytes, end: bytes) -> int:
+        """How many records there are from `start` to `end`; costs next to nothing."""
+        if self._order is None:
+            self._order = sorted(self._names)
+        return max(0, bisect_right(self._order, end) - bisect_left(self._order, start))
+
     def sum(self, start: bytes, end: bytes) -> Sum:
         """The sum of the range from `start` to `end`, both included."""
         tags = self._slice(start, end)
@@ -130,6 +136,17 @@ def _read_sum(data: bytes, at: int) -> Sum:
     return start, end, int.from_bytes(data[at + 16 : at + 24], "big"), int.from_bytes(data[at + 24 : at + 28], "big")
 
 
+def _spend(left: int, index: Index, start: bytes, end: bytes) -> int:
+    """What is left of the records of a message once this range was looked at. Raises BadPacket when ranges overlap.
+
+    Each record is looked at once per message: else a frame that names all records two thousand times costs seconds.
+    """
+    left -= index.count(start, end)
+    if left < 0:
+        raise BadPacket("ranges that overlap")
+    return left
+
+
 def ask(topic: bytes, ranges: Iterable[Sum]) -> bytes:
     """The message that tells our sums."""
     return bytes([ASK]) + topic + b"".join(pack_sum(r) for r in ranges)
@@ -162,8 +179,10 @@ def _tell(index: Index, body: bytes) -> bytes:
         raise BadPacket("a list of ranges that is none")
     out = [bytes([TELL])]
     size = 1
+    left = len(index)
     for at in range(0, len(body), RANGE):
         start, end, theirs, count = _read_sum(body, at)
+        left = _spend(left, index, start, end)
         mine = index.sum(start, end)
         if mine[2] == theirs and mine[3] == count:
             continue
@@ -241,14 +260,17 @@ class Puller:
             raise BadPacket("not an answer to a comparison")
         ranges: list[Sum] = self._later
         at = 1
+        left = len(self.index)
         while at < len(message):
             if message[at] == 0:
                 start, end, theirs, count = _read_sum(message, at + 1)
+                left = _spend(left, self.index, start, end)
                 mine = self.index.sum(start, end)
                 if mine[2] != theirs or mine[3] != count:
                     ranges.append(mine)
                 at += 1 + RANGE
             elif message[at] == 1:
+                left = _spend(left, self.index, message[at + 1 : at + 9], message[at + 9 : at + 17])
                 at = self._compare(message, at + 1)
             else:
                 raise BadPacket("an answer of unknown kind")

@@ -112,3 +112,23 @@ def test_a_holder_that_never_agrees_does_not_keep_us_for_ever() -> None:
         assert puller.heard(lie) is not None
     with pytest.raises(BadPacket):
         puller.heard(lie)
+
+
+class TestOverlap:
+    """A frame may name two thousand ranges: if each may be everything, one frame keeps a node busy for seconds."""
+
+    def test_a_holder_looks_at_each_record_once_for_a_message(self) -> None:
+        storage = storage_of(dict.fromkeys(range(50), 1))
+        whole = sync.index_of(storage, TOPIC, 0).sum(sync.FIRST, sync.LAST)
+        assert list(sync.answer(sync.ask(TOPIC, [whole]), storage, 0)) == [bytes([sync.TELL])]
+        with pytest.raises(BadPacket, match="overlap"):
+            list(sync.answer(sync.ask(TOPIC, [whole, whole]), storage, 0))
+
+    @pytest.mark.parametrize("kind", [0, 1], ids=["sums", "lists"])
+    def test_a_reader_does_so_for_an_answer(self, kind: int) -> None:
+        puller = sync.Puller(TOPIC, sync.index_of(storage_of(dict.fromkeys(range(50), 1)), TOPIC, 0))
+        puller.start()
+        whole = (sync.FIRST, sync.LAST, 1, 1)
+        part = bytes([kind]) + (sync.pack_sum(whole) if kind == 0 else sync.FIRST + sync.LAST + bytes(2))
+        with pytest.raises(BadPacket, match="overlap"):
+            puller.heard(bytes([sync.TELL]) + part + part)
