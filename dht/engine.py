@@ -15,11 +15,11 @@ from typing import Final
 
 from kademlia.node import Node
 
-from dht import messages
+from dht import beside, messages
 from dht.contact import ID_BITS, Address, Contact, Scope, Via, contact_at, node_id
 from dht.desk import Desk
 from dht.errors import BadContact, BadPacket
-from dht.lookup import Lookup
+from dht.lookup import ANCHORS, Lookup
 from dht.messages import Op, Reply
 from dht.records import Record, Registry
 from dht.rpc import PING_COST, Asker, Call, Limits, Peer, Rng, Rpc
@@ -34,8 +34,6 @@ OPERATION_LIMIT_S: Final = 10.0
 """An operation ends at the latest after this time, with what it has."""
 TABLE_S: Final = 5.0
 """A node that is heard moves up in its bucket at most this often."""
-ANCHORS: Final = 4
-"""Closest nodes of our own table that a search asks in any case: that all are hostile is as likely as (share)^4."""
 SAMPLES: Final = 16
 SAMPLE_LIFE_S: Final = 3_600.0
 """What a search told of the network's density counts for so long: networks grow."""
@@ -319,38 +317,9 @@ class Engine:
         """The reach, or 0 while too few nodes are known to tell."""
         return self.reach() if len(self.table) >= 2 * self.config.k else 0
 
-    def search_beside(self, search: Search, now: float) -> None:
-        """Find those whom a crowd around the target hides: search at points a half to twice the reach away from it."""
-        lookup = search.lookup
-        top = max(1, lookup.reach.bit_length() - 1)
-        bits = [bit for bit in (top - 1, top, top + 1) if bit < ID_BITS]
-        lookup.beside += len(bits)
-        for bit in bits:
-            low = int(self.rng.random() * (1 << bit))
-            point = (lookup.target ^ (1 << bit) ^ low).to_bytes(20, "big")
-            aside = self._aside(point, lookup)
-            self.start(_Beside(self, point, aside, search), now)
-
-    def _aside(self, point: bytes, lookup: Lookup) -> Lookup:
-        """A search at a point near a crowd that does not hear of the crowd: neither from us nor from others."""
-        number, target, radius = int.from_bytes(point, "big"), lookup.target, lookup.reach // 2
-
-        def crowd(contact: Contact) -> bool:
-            return contact.long_id ^ target <= radius
-
-        known = self.table.closest(number, 2 * self.config.k, lambda c: crowd(c) or self.is_late(c))
-        return Lookup(
-            number,
-            # Who lives near the crowd knows best who else does, when asked for another place than the crowd's.
-            sorted(lookup.known(), key=lambda c: c.long_id ^ number),
-            own_id=self.own_id,
-            k=self.config.k,
-            alpha=self.config.alpha,
-            anchors=known[:ANCHORS],
-            exempt=self.exempt,
-            avoid=crowd,
-            plain=True,  # one step aside is enough
-        )
+    def search_beside(self, search: Search, now: float, *, again: bool) -> None:
+        """Find those whom a crowd around the target of a search hides."""
+        beside.look(self, search, now, again=again)
 
     def learned(self, lookup: Lookup, now: float) -> None:
         """A search came to its end: its k closest tell how dense the network is there, unless somebody packed them."""
@@ -471,18 +440,6 @@ class _Join(Search):
         self._left -= 1
         if not self._left:
             self._done()
-
-
-class _Beside(FindNodes):
-    """A search beside the target of another one, for its sake."""
-
-    def __init__(self, engine: Engine, point: bytes, lookup: Lookup, of: Search) -> None:
-        super().__init__(engine, point, lookup, lambda _: None)
-        self._of = of
-
-    def _ended(self, now: float) -> None:
-        if not self._of.over:
-            self._of.found_beside(self.lookup.closest(), now)
 
 
 class _Ping:

@@ -12,6 +12,11 @@ packed around a key so that nobody else is named any more. Then everything withi
 and the driver searches beside the target for those whom the crowd hides, and hands them in with `add`. (The idea:
 Sridhar et al., Content Censorship in the InterPlanetary File System, NDSS 2024.)
 
+Nor may a crowd fill what a search can hold. Ids are dealt out by chance, so each of the eight cells of the reach (spans of
+ids, an eighth of it wide) has about one node. When the list is full, one of a packed cell gives way, or else the farthest;
+when more lie in a crowded place than may be asked, the closest few of each cell are; and while the place is `thin` where
+it is not packed, whoever should be there may be hidden still.
+
 When the k closest lie more than 1.5 of the reach away, somebody hides those between: then up to `MAX_REGION` candidates
 are asked, the closest first, until the place is as dense as it should be.
 
@@ -33,9 +38,19 @@ from typing import Final
 
 from dht.contact import Contact
 
+ANCHORS: Final = 4
+"""Closest nodes of our own table that a search asks in any case: that all are hostile is as likely as (share)^4."""
 MAX_REGION: Final = 64
+CELLS: Final = 8
+"""Cells per reach: one of the k closest is expected in each."""
+CELL_LIMIT: Final = 8
+"""Candidates of one cell that are asked in a crowded place: chance puts more there once in a million times."""
 MAX_CANDIDATES: Final = 160
 GROUP_LIMIT: Final = 3
+PACKED: Final = 4
+"""Candidates of one cell beyond which it is taken for packed: chance does that to one cell in 250."""
+THIN: Final = 6
+"""Nodes expected at the very least in a crowded place, which has twelve cells, besides those of packed cells."""
 RICH: Final = 6
 
 
@@ -140,13 +155,15 @@ class Lookup:
 
     def _add(self, contact: Contact, path: int) -> None:
         node_id = contact.id
-        if node_id in self._by_id or node_id == self.own_id or len(self._order) >= MAX_CANDIDATES:
+        if node_id in self._by_id or node_id == self.own_id:
             return
         if self._avoid is not None and self._avoid(contact):
             return
         group = contact.group
         count = self._groups.get(group, 0)
         if count >= GROUP_LIMIT and not self._exempt(contact):
+            return
+        if len(self._order) >= MAX_CANDIDATES and not self._make_room(contact.long_id ^ self.target):
             return
         self._groups[group] = count + 1
         candidate = Candidate(contact.long_id ^ self.target, contact, path)
@@ -156,6 +173,57 @@ class Lookup:
             insort(order, candidate)
         else:
             order.append(candidate)
+
+    def _make_room(self, distance: int) -> bool:
+        """Forget a candidate that was not asked for a new one: one of a packed cell, or the farthest if it is farther.
+
+        Liars name many, mostly far away or in one place: that must not keep out whom somebody honest names.
+        """
+        packed = self._cells() if self.reach else {}
+        bits = self.cell_bits
+        spare = packed.get(distance >> bits, 0) >= CELL_LIMIT
+        farthest = -1
+        for i in range(len(self._order) - 1, -1, -1):
+            candidate = self._order[i]
+            if candidate.stage != Stage.FRESH or candidate in self._anchors:
+                continue
+            if not spare and packed.get(candidate.distance >> bits, 0) > CELL_LIMIT:
+                break
+            if farthest < 0:
+                farthest = i
+        else:
+            i = farthest
+            if i < 0 or self._order[i].distance <= distance:
+                return False
+        gone = self._order.pop(i).contact
+        del self._by_id[gone.id]
+        self._groups[gone.group] -= 1
+        return True
+
+    @property
+    def cell_bits(self) -> int:
+        """Binary logarithm of a cell's width: at most an eighth of the reach."""
+        return max(0, (self.reach // CELLS).bit_length() - 1)
+
+    def _cells(self) -> dict[int, int]:
+        """How many candidates each cell holds, by distance."""
+        bits = self.cell_bits
+        out: dict[int, int] = {}
+        for candidate in self._order:
+            cell = candidate.distance >> bits
+            out[cell] = out.get(cell, 0) + 1
+        return out
+
+    def packed(self) -> set[int]:
+        """Cells, by distance from the target, that hold more candidates than chance puts there."""
+        return {cell for cell, count in self._cells().items() if count > PACKED}
+
+    @property
+    def thin(self) -> bool:
+        """Whether a crowded place is thin where it is not packed: whoever should be there may be hidden still."""
+        packed, bits = self.packed(), self.cell_bits
+        found = self._window(answered_only=True)
+        return sum(1 for c in found if c.distance >> bits not in packed) < THIN
 
     def _window(self, *, answered_only: bool = False) -> list[Candidate]:
         """The closest candidates that could still be (or are) part of the result."""
@@ -168,10 +236,22 @@ class Lookup:
             if (count := len(out)) >= k:
                 if count == k and self.reach:
                     limit = self._limit(out[-1].distance)
-                if candidate.distance > limit or count >= MAX_REGION:
+                if candidate.distance > limit or (count >= MAX_REGION and not self.crowded):
                     break
             out.append(candidate)
-        return out
+        return out if len(out) <= MAX_REGION else self._spread(out)
+
+    def _spread(self, region: list[Candidate]) -> list[Candidate]:
+        """Those of a crowded region to ask when they are too many: the closest few of each cell."""
+        bits = self.cell_bits
+        cells: dict[int, int] = {}
+        out: list[Candidate] = []
+        for candidate in region:
+            cell = candidate.distance >> bits
+            cells[cell] = held = cells.get(cell, 0) + 1
+            if held <= CELL_LIMIT:
+                out.append(candidate)
+        return out[:MAX_REGION]
 
     def _limit(self, kth: int) -> int:
         """How far the closest go beyond the k-th, by what its distance tells."""

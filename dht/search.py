@@ -61,8 +61,11 @@ class Context(Protocol):
     def region(self) -> int:
         """`reach`, or 0 while it is not known."""
 
-    def search_beside(self, search: Search, now: float) -> None:
-        """Look for nodes around the target of a search whose place is crowded; `found_beside` gets them."""
+    def search_beside(self, search: Search, now: float, *, again: bool) -> None:
+        """Look for nodes around the target of a search whose place is crowded; `found_beside` gets them.
+
+        `again`: the first time was not enough.
+        """
 
     def learned(self, lookup: Lookup, now: float) -> None:
         """A search came to its end: what it found tells how dense the network is."""
@@ -78,7 +81,8 @@ class Search:
         self.target = target
         self.lookup = lookup
         self.closed = False
-        self._beside = False
+        self._beside = 0
+        """How often was searched beside the target."""
         self.over = False
         """The lookup has come to its end (which may be long after `done`)."""
 
@@ -101,9 +105,9 @@ class Search:
             self.lookup.reach = region
             self._pump(now)
             return
-        if self.lookup.crowded and not self._beside:
-            self._beside = True
-            self.ctx.search_beside(self, now)
+        if self.lookup.crowded and (not self._beside or (self._beside == 1 and self.lookup.thin)):
+            self._beside += 1
+            self.ctx.search_beside(self, now, again=self._beside > 1)
         if not self._ended_meanwhile() and self.lookup.finished:
             if self.lookup.late_ones and not self.lookup.closest():
                 return

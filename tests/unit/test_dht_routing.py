@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kademlia.node import Node
 
+from dht import beside
 from dht.contact import Contact, Scope, node_id
-from dht.lookup import GROUP_LIMIT, Lookup
+from dht.lookup import GROUP_LIMIT, MAX_CANDIDATES, MAX_REGION, PACKED, Lookup
 from dht.routing import GROUP_PER_BUCKET, GROUP_PER_TABLE, Table
+from dht.sim.world import World as SimWorld
 
 
 def contact(rng: random.Random, host: str | None = None) -> Contact:
@@ -166,6 +169,25 @@ def test_one_group_fills_only_so_many_places_of_a_search() -> None:
     assert len(list(iter(lookup.next, None))) <= GROUP_LIMIT
 
 
+def test_those_named_from_afar_do_not_keep_a_nearer_one_out() -> None:
+    """Liars name whom they like: their names must not fill the list before somebody honest is named."""
+    rng = random.Random(2)
+    target = rng.getrandbits(160)
+    world = World(2, 400)
+    liar, honest, *far = world.closest(target, 400)
+    lookup = Lookup(target, [liar], own_id=bytes(20), k=8, alpha=1)
+    assert lookup.next() is liar
+    lookup.answered(liar, far[::-1])
+    assert len(lookup.known()) == MAX_CANDIDATES
+    lookup.add([honest])
+    assert len(lookup.known()) == MAX_CANDIDATES
+    assert lookup.next() is honest
+    lookup.add([honest, *far])
+    assert lookup.next() is None
+    lookup.answered(honest, [])
+    assert lookup.next() is far[0], "the nearest, too, though it was named last"
+
+
 def test_ids_packed_around_a_key_do_not_push_the_honest_out() -> None:
     world = World(5, 1_000)
     target = world.rng.getrandbits(160)
@@ -182,6 +204,64 @@ def test_ids_packed_around_a_key_do_not_push_the_honest_out() -> None:
     aware = Lookup(target, honest, own_id=bytes(20), k=8, alpha=3, reach=reach)
     world.run(aware, knows=40)
     assert set(honest) <= set(aware.closest())
+
+
+def packed_around(world: World, point: int, count: int) -> list[Contact]:
+    """Identities next to a point, each with an address group of its own."""
+    out = [contact(world.rng) for _ in range(count)]
+    for i, one in enumerate(out):
+        one.long_id = point ^ (i + 1)
+        one.id = one.long_id.to_bytes(20, "big")
+    return out
+
+
+@pytest.mark.parametrize("crowds", [(300,), (30, 30), (30, 30, 30)])
+def test_those_whom_crowds_hide_are_asked_once_they_are_found(crowds: tuple[int, ...]) -> None:
+    """More ids than a search may know or ask, around the key and in the place where its holders live."""
+    world = World(5, 1_000)
+    target = world.rng.getrandbits(160)
+    hidden = world.closest(target, 12)
+    reach = hidden[7].long_id ^ target
+    points = [target, target ^ reach * 3 // 5, target ^ reach * 4 // 5]
+    liars = [one for point, count in zip(points, crowds, strict=False) for one in packed_around(world, point, count)]
+    for i, one in enumerate(liars):
+        one.host = f"{120 + i // 250}.{i % 250}.1.1"
+    lookup = Lookup(target, liars[:8], own_id=bytes(20), k=8, alpha=3, reach=reach)
+    rounds = 0
+    while rounds < 2:
+        while (one := lookup.next()) is not None:
+            lookup.answered(one, world.rng.sample(liars, 8) if one in liars else [])
+        rounds += 1
+        if rounds == 1:
+            assert lookup.crowded
+            assert lookup.thin, "hardly anybody is left where the liars are not"
+            lookup.add(liars)
+            lookup.add(hidden)
+    reached = set(lookup.closest())
+    assert len(reached) <= MAX_REGION
+    assert sum(one in reached for one in hidden if one.long_id ^ target <= reach) >= 7
+    assert not lookup.thin
+
+
+def test_a_search_beside_a_crowd_hears_neither_of_it_nor_of_the_crowd_next_to_it() -> None:
+    engine = SimWorld(1).add().engine
+    world = World(5, 1_000)
+    target = world.rng.getrandbits(160)
+    near = world.closest(target, 20)
+    reach = near[7].long_id ^ target
+    outside = [one for one in near if one.long_id ^ target > reach // 2]
+    crowd = packed_around(world, target, 25)
+    met, unmet = (packed_around(world, target ^ reach * x // 4, 25) for x in (3, 5))
+    lookup = Lookup(target, crowd[:8], own_id=bytes(20), k=8, alpha=3, reach=reach)
+    lookup.add([*met[:6], *world.closest(0, 30)])
+    there = beside.aside(engine, target ^ reach, lookup, again=False)
+    there.add([*crowd, *met, *unmet, *outside])
+    heard = set(there.known())
+    assert not heard & {*crowd, *met}
+    assert len(heard & set(unmet)) <= PACKED
+    taken = {one.long_id >> lookup.cell_bits for one in (*met, *unmet)}
+    assert heard >= {one for one in outside if one.long_id >> lookup.cell_bits not in taken}
+    assert len(heard & set(outside)) >= 8
 
 
 def test_disjoint_paths_never_ask_a_node_twice_and_one_liar_leads_one_path() -> None:
