@@ -9,13 +9,14 @@ The search ends when the `k` closest live candidates have answered. "Live" leave
 `reach` is given (how far the k closest should reach in a network of the measured size) and the k closest lie within
 half of it, the place is `crowded`: by chance that is one search in twenty, by design it is an eclipse, identities
 packed around a key so that nobody else is named any more. Then everything within 1.5 of the reach counts as closest,
-and the driver searches beside the target for those whom the crowd hides, and hands them in with `add`. (The idea:
-Sridhar et al., Content Censorship in the InterPlanetary File System, NDSS 2024.)
+and at least six nodes where it is not crowded (by chance few may live there), and the driver searches beside the target
+for those whom the crowd hides, and hands them in with `add`. (The idea: Sridhar et al., Content Censorship in the
+InterPlanetary File System, NDSS 2024.)
 
-Nor may a crowd fill what a search can hold. Ids are dealt out by chance, so each of the eight cells of the reach (spans of
-ids, an eighth of it wide) has about one node. When the list is full, one of a packed cell gives way, or else the farthest;
-when more lie in a crowded place than may be asked, the closest few of each cell are; and while the place is `thin` where
-it is not packed, whoever should be there may be hidden still.
+Nor may a crowd fill what a search can hold. Ids are dealt out by chance, so each cell, a span of ids an eighth of the
+reach wide, has about one node. When the list is full, one of a packed cell gives way, or else the farthest; when more
+lie in a crowded place than may be asked, the closest few of each cell are; and while the place is `thin` where it is
+not packed, whoever should be there may be hidden still.
 
 When the k closest lie more than 1.5 of the reach away, somebody hides those between: then up to `MAX_REGION` candidates
 are asked, the closest first, until the place is as dense as it should be.
@@ -49,8 +50,8 @@ MAX_CANDIDATES: Final = 160
 GROUP_LIMIT: Final = 3
 PACKED: Final = 4
 """Candidates of one cell beyond which it is taken for packed: chance does that to one cell in 250."""
-THIN: Final = 6
-"""Nodes expected at the very least in a crowded place, which has twelve cells, besides those of packed cells."""
+LOOSE: Final = 6
+"""Nodes expected at the very least in a crowded place outside its packed cells, of which it has twelve."""
 RICH: Final = 6
 
 
@@ -221,12 +222,14 @@ class Lookup:
     @property
     def thin(self) -> bool:
         """Whether a crowded place is thin where it is not packed: whoever should be there may be hidden still."""
-        packed, bits = self.packed(), self.cell_bits
-        found = self._window(answered_only=True)
-        return sum(1 for c in found if c.distance >> bits not in packed) < THIN
+        packed, bits, limit = self.packed(), self.cell_bits, self.reach * 3 // 2
+        found = [c for c in self._region(answered_only=True) if c.distance <= limit]
+        return sum(1 for c in found if c.distance >> bits not in packed) < LOOSE
 
     def _window(self, *, answered_only: bool = False) -> list[Candidate]:
         """The closest candidates that could still be (or are) part of the result."""
+        if self.crowded:
+            return self._region(answered_only=answered_only)
         out: list[Candidate] = []
         k, limit = self.k, 0
         for candidate in self._order:
@@ -235,10 +238,30 @@ class Lookup:
                 continue
             if (count := len(out)) >= k:
                 if count == k and self.reach:
-                    limit = self._limit(out[-1].distance)
-                if candidate.distance > limit or (count >= MAX_REGION and not self.crowded):
+                    kth = out[-1].distance
+                    if kth <= self.reach // 2:
+                        self.crowded = True
+                        return self._region(answered_only=answered_only)
+                    # Too thin for chance (one search in ten): somebody names his own only. Go on with whoever is known.
+                    limit = kth * 64 if 2 * kth > 3 * self.reach else 0
+                if candidate.distance > limit or count >= MAX_REGION:
                     break
             out.append(candidate)
+        return out
+
+    def _region(self, *, answered_only: bool) -> list[Candidate]:
+        """What counts as closest in a crowded place."""
+        packed, bits, radius, limit = self.packed(), self.cell_bits, self.reach // 2, self.reach * 3 // 2
+        out: list[Candidate] = []
+        loose = 0
+        for candidate in self._order:
+            stage, distance = candidate.stage, candidate.distance
+            if stage in _GONE or (answered_only and stage != Stage.ANSWERED):
+                continue
+            if distance > limit and loose >= LOOSE:
+                break
+            out.append(candidate)
+            loose += distance > radius and distance >> bits not in packed
         return out if len(out) <= MAX_REGION else self._spread(out)
 
     def _spread(self, region: list[Candidate]) -> list[Candidate]:
@@ -252,15 +275,6 @@ class Lookup:
             if held <= CELL_LIMIT:
                 out.append(candidate)
         return out[:MAX_REGION]
-
-    def _limit(self, kth: int) -> int:
-        """How far the closest go beyond the k-th, by what its distance tells."""
-        if kth <= self.reach // 2:
-            self.crowded = True
-        if self.crowded:
-            return self.reach * 3 // 2
-        # Too thin for chance (one search in ten): somebody names his own only. Go on with whoever is known.
-        return kth * 64 if 2 * kth > 3 * self.reach else 0
 
     def add(self, contacts: Iterable[Contact]) -> None:
         """Take in nodes found by other means."""

@@ -539,5 +539,10 @@ class PutValue(Search):
         self._tell()
 
     def _tell(self) -> None:
-        closest = tuple(self.lookup.closest()[: self.lookup.k])
-        self._done(PutResult(len(self._acks) + self._kept, self._refused, self.lookup.asked, self._newer, closest))
+        closest = self.lookup.closest()
+        if not self.lookup.crowded:
+            # Where it is crowded the first k are the crowd.
+            del closest[self.lookup.k :]
+        self._done(
+            PutResult(len(self._acks) + self._kept, self._refused, self.lookup.asked, self._newer, tuple(closest))
+        )

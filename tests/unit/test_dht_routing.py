@@ -11,7 +11,7 @@ from kademlia.node import Node
 
 from dht import beside
 from dht.contact import Contact, Scope, node_id
-from dht.lookup import GROUP_LIMIT, MAX_CANDIDATES, MAX_REGION, PACKED, Lookup
+from dht.lookup import GROUP_LIMIT, LOOSE, MAX_CANDIDATES, MAX_REGION, PACKED, Lookup
 from dht.routing import GROUP_PER_BUCKET, GROUP_PER_TABLE, Table
 from dht.sim.world import World as SimWorld
 
@@ -224,13 +224,11 @@ def test_those_whom_crowds_hide_are_asked_once_they_are_found(crowds: tuple[int,
     reach = hidden[7].long_id ^ target
     points = [target, target ^ reach * 3 // 5, target ^ reach * 4 // 5]
     liars = [one for point, count in zip(points, crowds, strict=False) for one in packed_around(world, point, count)]
-    for i, one in enumerate(liars):
-        one.host = f"{120 + i // 250}.{i % 250}.1.1"
     lookup = Lookup(target, liars[:8], own_id=bytes(20), k=8, alpha=3, reach=reach)
     rounds = 0
     while rounds < 2:
-        while (one := lookup.next()) is not None:
-            lookup.answered(one, world.rng.sample(liars, 8) if one in liars else [])
+        while (asked := lookup.next()) is not None:
+            lookup.answered(asked, world.rng.sample(liars, 8) if asked in liars else [])
         rounds += 1
         if rounds == 1:
             assert lookup.crowded
@@ -241,6 +239,20 @@ def test_those_whom_crowds_hide_are_asked_once_they_are_found(crowds: tuple[int,
     assert len(reached) <= MAX_REGION
     assert sum(one in reached for one in hidden if one.long_id ^ target <= reach) >= 7
     assert not lookup.thin
+
+
+def test_a_crowded_place_in_which_chance_put_few_reaches_as_far_as_to_six_of_them() -> None:
+    world = World(5, 1_000)
+    target = world.rng.getrandbits(160)
+    reach = world.closest(target, 8)[-1].long_id ^ target
+    world.nodes = [one for one in world.nodes if one.long_id ^ target > reach * 7 // 5]
+    near = world.closest(target, 12)
+    assert near[3].long_id ^ target > reach * 3 // 2
+    lookup = Lookup(target, packed_around(world, target, 25), own_id=bytes(20), k=8, alpha=3, reach=reach)
+    lookup.add(near)
+    while (asked := lookup.next()) is not None:
+        lookup.answered(asked, [])
+    assert lookup.closest()[-LOOSE:] == near[:LOOSE]
 
 
 def test_a_search_beside_a_crowd_hears_neither_of_it_nor_of_the_crowd_next_to_it() -> None:
