@@ -186,7 +186,7 @@ class Lookup:
         farthest = -1
         for i in range(len(self._order) - 1, -1, -1):
             candidate = self._order[i]
-            if candidate.stage != Stage.FRESH or candidate in self._anchors:
+            if candidate.stage != Stage.FRESH or candidate in self._anchors or candidate in self._first:
                 continue
             if not spare and packed.get(candidate.distance >> bits, 0) > CELL_LIMIT:
                 break
