@@ -105,8 +105,9 @@ are: ADR 0005; what is measured how: `dht/sim/experiments.py`.
 {reads}
 
 Plain reads end when two nodes gave records. Two that are hostile can agree on an old version, so what must be new
-(contact records, arbiters, small markets) is read by three paths, until all of the closest nodes that live have answered. In
-"eclipse" a fifth of all nodes, each with an address group of its own, lie nearer to the 100 keys than any honest node.
+(contact records, arbiters, small markets) is read by three paths, until all of the closest nodes that live have
+answered. In "eclipse" a fifth of all nodes, each with an address group of its own, lie nearer to the 100 keys that are
+read than any honest node.
 
 ## What it costs a node
 
