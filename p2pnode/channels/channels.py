@@ -15,14 +15,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import zip_longest
 from math import inf
 from typing import Final, NamedTuple
 
+from dht.limits import Buckets
 from p2pnode.channels.connection import AnyService, Connection
 from p2pnode.channels.errors import CannotListen, NotTaken, TimedOut, Unreachable
 from p2pnode.channels.guard import DialGuard
-from p2pnode.channels.links import READ_BYTES, Dialer, Link, TcpLink, dial_tcp, ip_version
+from p2pnode.channels.links import READ_BYTES, Dialer, Link, TcpLink, dial_tcp, is_public
+from p2pnode.channels.paths import Path, interleaved
 from p2pnode.channels.pipes import Pipe
 from p2pnode.channels.shares import gives_way, network_of
 from p2pnode.clock import Clock
@@ -37,8 +38,6 @@ HEAD_START: Final = 0.25
 """Seconds by which one address is ahead of the next (RFC 8305)."""
 RACE_SECONDS: Final = 10.0
 """Two sessions made within this time of each other come from dialling at once; later ones replace earlier ones."""
-MAX_ADDRESSES: Final = 16
-"""Addresses of one peer that are tried."""
 MAX_RELAYS: Final = 4
 """Relays of one peer that are tried."""
 MAX_MISTRUSTED: Final = 1_024
@@ -49,9 +48,6 @@ IDLE_ENOUGH: Final = 10.0
 """Seconds of silence after which a session without a stream gives up its place to a newcomer."""
 HANDSHAKE_ENOUGH: Final = 3.0
 """Seconds after which one that has not come to be does so."""
-
-Path = Address | NodeContact
-"""A way to a peer: straight to an address, or through a relay."""
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +60,10 @@ class Limits:
     """Sessions that others may have opened to this node."""
     max_inbound_per_origin: int = 16
     """The same from one IPv4 address or one IPv6 /64 network."""
+    inbound_per_second: float = 10.0
+    inbound_burst: float = 100.0
+    """How often others may begin a session from one such origin: each handshake costs a millisecond or two. Loopback
+    and private addresses, which the nodes of a test network share, are not counted."""
     max_inbound_per_relay: int = 32
     """The same through one relay."""
     dial_seconds: float = 15.0
@@ -127,6 +127,7 @@ class Channels:
         self._dials: dict[NodeKey, _Dial] = {}
         self._origins: Counter[str] = Counter()
         self._inbound = 0
+        self._begun: Buckets[str] = Buckets(self._limits.inbound_per_second, self._limits.inbound_burst)
         self._listeners: list[Callable[[NodeKey], None]] = []
         self._on_inbound: list[Callable[[Address], None]] = []
         self._closing = False
@@ -245,6 +246,7 @@ class Channels:
         if (
             self._closing
             or self._origins[link.origin] >= per_origin
+            or self._too_often(link)
             or (self._inbound >= limits.max_inbound and not self._make_room(link))
         ):
             log.debug("refused a connection from %s: too many", link.remote)
@@ -295,6 +297,12 @@ class Channels:
         if old.outgoing == new.outgoing or new.established_at - old.established_at > RACE_SECONDS:
             return new
         return old if old.outgoing == (self._key.public < old.peer) else new
+
+    def _too_often(self, link: Link) -> bool:
+        """Whether sessions begin too often where the link comes from; what a relay brings, the relay has counted."""
+        if link.endpoint is None or not is_public(link.endpoint.host):
+            return False
+        return not self._begun.allow(link.origin, 1.0, asyncio.get_running_loop().time())
 
     def _make_room(self, newcomer: Link) -> bool:
         """Close an inbound session, of the network that has most; False when nobody has to give way to `newcomer`.
@@ -376,7 +384,7 @@ class Channels:
         seconds = self._limits.dial_seconds
         try:
             async with asyncio.timeout(seconds):
-                await self._race(peer, _interleaved(paths))
+                await self._race(peer, interleaved(paths))
         except TimeoutError as e:
             raise Unreachable(f"{node_text(peer)} can't be reached within {seconds:g} seconds") from e
 
@@ -481,16 +489,3 @@ class Channels:
 
 def _network_of(end: Link | Connection) -> str:
     return network_of(end.endpoint, end.origin)
-
-
-def _interleaved(paths: Sequence[Path]) -> list[Path]:
-    """At most MAX_ADDRESSES addresses, each once, IPv6, IPv4 and names taking turns (RFC 8305); then the relays."""
-    groups: dict[int, list[Address]] = {}
-    relays: list[Path] = []
-    for path in dict.fromkeys(paths):
-        if isinstance(path, Address):
-            groups.setdefault(ip_version(path.host), []).append(path)
-        else:
-            relays.append(path)
-    turns = [address for turn in zip_longest(*groups.values()) for address in turn if address is not None]
-    return [*turns[:MAX_ADDRESSES], *relays]

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from p2pnode.channels import CannotListen, Link, PeerRefused, PeerUnable, TimedOut, Unreachable, dial_tcp
-from p2pnode.channels.channels import _interleaved
 from p2pnode.channels.links import origin_of
+from p2pnode.channels.paths import interleaved
 from protocol.contact import Address
 from protocol.errors import Malformed, TooLarge, UnknownKind
 from protocol.session import CloseCode
@@ -442,8 +442,8 @@ def test_addresses_of_each_kind_take_turns() -> None:
         return [Address(host, 1) for host in hosts]
 
     given = at("10.0.0.1", "10.0.0.2", "10.0.0.1", "::1", "name", "::2", "10.0.0.3")
-    assert _interleaved(given) == at("10.0.0.1", "::1", "name", "10.0.0.2", "::2", "10.0.0.3")
-    assert len(_interleaved(at(*(f"10.0.0.{i}" for i in range(100))))) == 16
+    assert interleaved(given) == at("10.0.0.1", "::1", "name", "10.0.0.2", "::2", "10.0.0.3")
+    assert len(interleaved(at(*(f"10.0.0.{i}" for i in range(100))))) == 16
 
 
 @pytest.mark.parametrize(

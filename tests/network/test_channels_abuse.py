@@ -16,12 +16,13 @@ import pytest
 
 from p2pnode.channels import Limits, Unreachable
 from p2pnode.channels.links import HIGH_WATER, dial_tcp
+from protocol.contact import Address
 from protocol.frames import LENGTH, MAX_PAYLOAD, Frame, FrameKind, encode
 from protocol.identity import SigningKey
 from protocol.session import PingAbuse, Role, Session, Settings
 from protocol.streams import MAX_STREAMS, BodyLimits, ResetCode, StreamFlood
 from protocol.types import Network
-from tests.network.channel_support import ECHO, STALL, Node, eventually, session_limits
+from tests.network.channel_support import ECHO, STALL, Node, PipeLink, eventually, session_limits
 
 MALLORY = SigningKey(b"\xee" * 32)
 
@@ -164,6 +165,21 @@ async def test_handshakes_that_hang_do_not_hold_all_places(make: Make, monkeypat
         assert await make(seed).ask(bob) == b"hello"
     for _, end in held:
         end.transport.abort()
+
+
+class FarLink(PipeLink):
+    """From an address of the public network; says nothing."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__()
+        self.origin = host
+        self.endpoint = Address(host, 4_000)  # type: ignore[assignment]
+
+
+async def test_sessions_begun_without_end_from_one_address_are_refused_before_they_cost_anything(make: Make) -> None:
+    bob = make(2, limits=Limits(inbound_burst=20.0, max_inbound=1_000, max_inbound_per_origin=1_000))
+    assert [bob.channels.accept(FarLink("9.9.9.9")) for _ in range(40)] == [True] * 20 + [False] * 20
+    assert bob.channels.accept(FarLink("8.8.8.8"))
 
 
 async def test_one_network_does_not_hold_all_places_whatever_it_does_on_them(make: Make) -> None:
