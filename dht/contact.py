@@ -152,6 +152,14 @@ def group_of(host: str) -> bytes:
     return ip.packed[:3] if ip.version == _V4 else ip.packed[:6]
 
 
+@lru_cache(maxsize=8_192)
+def host_in(group: bytes) -> str:
+    """The first address of a group."""
+    if len(group) == 3:
+        return str(ipaddress.IPv4Address(group + b"\0"))
+    return str(ipaddress.IPv6Address(group.ljust(16, b"\0")[:16]))
+
+
 class Contact(Node):  # type: ignore[misc]  # kademlia ships no types
     """A node's key, id and UDP address. Equal by key and address; immutable by convention."""
 

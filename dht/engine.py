@@ -413,7 +413,7 @@ class Engine:
         put = self.storage.put(topic, record, self.registry.rules(record.envelope.kind), group, self.unix(now))
         if put.outcome is Outcome.STORED:
             self.upkeep.stored(topic, now)
-            self.watchers.changed(topic, record, now)
+            self.watchers.changed(topic, record, group, now)
             self.watching.stored(topic, record)
         return put
 

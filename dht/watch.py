@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 from dht import messages
-from dht.contact import Address, Contact, contact_at, group_of
+from dht.contact import Address, Contact, Scope, contact_at, group_of, host_in, scope_of
 from dht.errors import InvalidRecord
+from dht.limits import Buckets
 from dht.messages import Op, Reply, Request, Status
 from dht.records import Record
 from dht.rpc import Call, Peer
@@ -32,6 +33,10 @@ HOLDERS: Final = 2
 MAX_WATCHERS: Final = 4_096
 MAX_PER_TOPIC: Final = 256
 MAX_PER_GROUP: Final = 512
+PUSHES_PER_SECOND: Final = 4.0
+PUSHES_BURST: Final = 256.0
+"""Records from one address group that are pushed: each becomes as many datagrams as there are watchers. Of further ones
+watchers learn when they renew."""
 
 
 class Watchers:
@@ -41,6 +46,7 @@ class Watchers:
         self._engine = engine
         self._by_topic: dict[bytes, dict[bytes, tuple[Contact, float]]] = {}
         self._groups: dict[bytes, int] = {}
+        self._pushes: Buckets[bytes] = Buckets(PUSHES_PER_SECOND, PUSHES_BURST)
         self.count = 0
 
     def serve(self, topic: bytes, peer: Peer, address: Address, now: float) -> bytes:
@@ -98,15 +104,21 @@ class Watchers:
         else:
             self._groups.pop(contact.group, None)
 
-    def changed(self, topic: bytes, record: Record, now: float) -> None:
-        """A record was stored here: tell those who watch."""
+    def changed(self, topic: bytes, record: Record, group: bytes, now: float) -> None:
+        """A record that came from this address group was stored here: tell those who watch."""
         watchers = self._by_topic.get(topic)
-        if not watchers or len(record.raw) > INLINE_STORE:
+        if not watchers or len(record.raw) > INLINE_STORE or self._too_many(group, now):
             return
         self._drop_stale(topic, watchers, now)
         body = messages.store_body(topic, 0, record.raw)
         for contact, _ in list(watchers.values()):
             self._engine.ask(contact, Op.NOTIFY, body, _Push(self, topic), now)
+
+    def _too_many(self, group: bytes, now: float) -> bool:
+        """Whether a group makes us push too much; our own records and, in test networks, local ones do not count."""
+        if not group or (scope_of(host_in(group)) is not Scope.GLOBAL and not self._engine.config.count_local):
+            return False
+        return not self._pushes.allow(group, 1.0, now)
 
     def expire(self, now: float) -> None:
         """Forget those that did not renew."""
