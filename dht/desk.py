@@ -29,6 +29,9 @@ ORPHANS_PER_SECOND: Final = 0.01
 ORPHANS_BURST: Final = 64.0
 """Tombstones without work that one address group may leave of what was never here: honest ones are rare, and a market
 full of them would have to be read by everybody."""
+MOST_OF_GROUP: Final = 400
+"""Records of a topic that one address group may put there: fewer than make readers look into the halves of a shard
+(`market.DESCEND_AT`), so that splitting a market up takes addresses of several networks."""
 
 _WRITES: Final = frozenset((Op.STORE, Op.STORE_PART, Op.WATCH))
 
@@ -153,16 +156,22 @@ class Desk:
         del self._uploads[key]
         return self._keep(request, topic, bytes(buffer), peer, address, room, now)
 
-    def _too_many_orphans(self, topic: bytes, record: Record, sender: Contact, now: float) -> bool:
-        """Whether a tombstone is one too many: free, of nothing that is here, and from no holder of the topic."""
+    def _too_many(self, topic: bytes, record: Record, sender: Contact, now: float) -> bool:
+        """Whether a new record is one too many from an address group that does not itself hold the topic."""
         engine = self._engine
-        if not record.meta.tombstone or engine.registry.rules(record.envelope.kind).min_pow_bits:
+        storage = engine.storage
+        orphan = record.meta.tombstone and not engine.registry.rules(record.envelope.kind).min_pow_bits
+        if not orphan and storage.total(topic) < MOST_OF_GROUP:
             return False
-        if engine.exempt(sender) or engine.storage.get(topic, record.tag) is not None:
+        if engine.exempt(sender) or storage.has(topic, record.tag):
             return False
         holders = engine.table.closest(int.from_bytes(topic, "big"), engine.config.k)
-        known = any(holder.id == sender.id for holder in holders)
-        return not known and not self._orphans.allow(sender.group, 1.0, now)
+        if any(holder.id == sender.id for holder in holders):
+            # It hands on what others gave it.
+            return False
+        if sum(slot.group == sender.group for slot in storage.slots(topic)) >= MOST_OF_GROUP:
+            return True
+        return orphan and not self._orphans.allow(sender.group, 1.0, now)
 
     def _keep(
         self, request: Request, topic: bytes, raw: bytes, peer: Peer, address: Address, room: int, now: float
@@ -172,7 +181,7 @@ class Desk:
             record = self._engine.registry.check(raw, topic, self._engine.unix(now))
         except InvalidRecord:
             return bytes((Status.INVALID,)) + self.contacts(topic, want, peer, room - 1, request.flags)
-        if self._too_many_orphans(topic, record, peer.contact, now):
+        if self._too_many(topic, record, peer.contact, now):
             return bytes((Status.FULL,)) + self.contacts(topic, want, peer, room - 1, request.flags)
         put = self._engine.keep(topic, record, group_of(address[0]), now)
         contacts = self.contacts(topic, want, peer, room - 1, request.flags)

@@ -223,6 +223,11 @@ class Storage:
         found = self._topics.get(topic)
         return list(found.slots.values()) if found else []
 
+    def has(self, topic: bytes, tag: bytes) -> bool:
+        """Whether a slot is taken, in whatever version."""
+        found = self._topics.get(topic)
+        return found is not None and tag in found.slots
+
     def get(self, topic: bytes, tag: bytes) -> bytes | None:
         """The raw record of one slot."""
         found = self._topics.get(topic)

@@ -12,8 +12,9 @@ import pytest
 
 from dht import messages, packet
 from dht.contact import Contact, intern_contact, node_id, puzzle_zero_bits
-from dht.desk import ORPHANS_BURST
+from dht.desk import MOST_OF_GROUP, ORPHANS_BURST
 from dht.errors import RecordRejected
+from dht.market import DESCEND_AT
 from dht.messages import Op, Reply, Status
 from dht.node import DhtNode, mine_node_key
 from dht.rpc import Call, Limits
@@ -166,6 +167,24 @@ async def test_tombstones_of_nothing_do_not_fill_a_market(net: Net) -> None:
     orphan = note(SigningKey(b"o" * 32), TOPIC, gone=True).raw
     assert await store(far[1], holder, TOPIC, orphan) == Status.OK, "from another network"
     assert holder.storage.total(TOPIC) == ORPHANS_BURST + 2
+
+
+async def test_one_network_does_not_fill_a_shard_so_far_that_it_is_split(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one attacker has every reader look into 511 shards. The real number is 400, under `DESCEND_AT`."""
+    assert MOST_OF_GROUP < DESCEND_AT
+    monkeypatch.setattr("dht.desk.MOST_OF_GROUP", 10)
+    near = sorted(net.nodes, key=lambda n: int.from_bytes(n.node_id, "big") ^ int.from_bytes(TOPIC, "big"))
+    holder, neighbour, far, farther = near[0], near[1], near[-1], near[-2]
+    many = [note(SigningKey(i.to_bytes(32, "big")), TOPIC).raw for i in range(15)]
+    codes = [await store(far, holder, TOPIC, raw) for raw in many]
+    assert codes == [Status.OK] * 10 + [Status.FULL] * 5
+    assert await store(far, holder, TOPIC, note(SigningKey(bytes(32)), TOPIC, sequence=2).raw) == Status.OK, "an edit"
+    assert await store(farther, holder, TOPIC, note(ALICE, TOPIC).raw) == Status.OK, "another network"
+    for i in range(100, 115):
+        handed_on = note(SigningKey(i.to_bytes(32, "big")), TOPIC).raw
+        assert await store(neighbour, holder, TOPIC, handed_on) == Status.OK
 
 
 async def test_an_address_that_asks_too_much_is_not_served_and_others_are(net: Net) -> None:
