@@ -21,6 +21,7 @@ from dht.rpc import TOKEN_LIFE_S, Call, Peer
 WANT: Final = 8
 """Contacts asked for in an answer: as many as hold a record."""
 MAX_PAGES: Final = 64
+LAST: Final = b"\xff" * 8
 INLINE_STORE: Final = 1_080
 """Bytes of the largest record that a store request or a value reply carries whole; larger ones travel in parts."""
 REPAIR_RECORDS: Final = 4
@@ -225,6 +226,10 @@ class GetValue(Search):
         self._checked: dict[bytes, Record] = {r.raw: r for r in local}
         self._sources: set[bytes] = set()
         self._pages: dict[bytes, int] = {}
+        self._spans: dict[bytes, tuple[bytes, bytes]] = {}
+        """By node, where reading began in the midst of a topic: the tag to resume behind, and where it began."""
+        self._until: dict[bytes, bytes] = {}
+        """By node, the tag at which all was read."""
         self._held: dict[bytes, set[bytes]] = {}
         self._parts: dict[tuple[bytes, bytes], bytearray] = {}
         self._open: dict[bytes, int] = {}
@@ -255,12 +260,34 @@ class GetValue(Search):
             last = max(last, tag)
             if 0 < size <= 65_535 and not any(r.tag == tag and len(r.raw) == size for r in self._best.values()):
                 self._fetch(call.peer.contact, tag, size, now)
-        if value.more and self._pages.get(who, 0) < MAX_PAGES and (value.records or value.large):
+        after = self._onward(who, call.rid, value, last)
+        if after is not None:
             self._pages[who] = self._pages.get(who, 0) + 1
-            self._more(call.peer.contact, Op.FIND_VALUE, messages.find_value_body(self.target, 0, last, FIRST), now)
+            self._more(call.peer.contact, Op.FIND_VALUE, messages.find_value_body(self.target, 0, after, FIRST), now)
         elif held or value.large:
             self._sources.add(who)
         return value.contacts
+
+    def _onward(self, who: bytes, rid: bytes, value: messages.ValueReply, last: bytes) -> bytes | None:
+        """Behind which tag to read on at a node; None when it gave all, or enough.
+
+        A topic with more records than are read of it is read from another place at each node, which nobody can foresee
+        (a request's id is random). Else whoever floods it with the lowest tags hides all others.
+        """
+        pages = self._pages.get(who, 0)
+        if pages >= MAX_PAGES:
+            return None
+        if not value.more or not (value.records or value.large):
+            resume, start = self._spans.pop(who, (None, FIRST))
+            self._until[who] = start
+            return resume
+        if last >= self._until.get(who, LAST):
+            return None
+        if not pages and value.total > 2 * MAX_PAGES:
+            start = max(last, rid[:8])
+            self._spans[who] = last, start
+            return start
+        return last
 
     def _take(self, raw: bytes, now: float) -> Record:
         record = self._checked.get(raw)

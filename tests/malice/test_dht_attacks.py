@@ -374,6 +374,41 @@ async def test_a_node_that_lies_about_the_closest_can_not_hide_a_record(net: Net
         assert [e.raw for e in await net.nodes[i].get(TOPIC)] == [record.raw]
 
 
+async def test_a_flood_of_low_tags_does_not_hide_what_comes_behind_it(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader takes so many pages from each holder, in order of tags; who grinds keys chooses his tags."""
+    monkeypatch.setattr("dht.search.MAX_PAGES", 4)
+    registry = net.nodes[0].engine.registry
+    flood = [note(SigningKey(i.to_bytes(32, "big")), TOPIC, b"x" * 700) for i in range(60)]
+    records = sorted((registry.check(one.raw, TOPIC, int(time.time())) for one in flood), key=lambda r: r.tag)
+    last = records[-1]
+    for node in net.nodes:
+        for record in records:
+            node.engine.keep(TOPIC, record, b"", time.monotonic())
+    reader = net.make("127.99.1.1", client=True)
+    await reader.start()
+    await reader.bootstrap([net.seed_of(0)])
+    for _ in range(40):
+        if last.raw in [e.raw for e in await reader.get(TOPIC, paths=3)]:
+            break
+    else:
+        pytest.fail("never seen")
+
+
+async def test_a_topic_that_is_read_from_its_midst_is_read_whole_where_that_is_possible(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dht.search.MAX_PAGES", 14)
+    made = [note(SigningKey(i.to_bytes(32, "big")), TOPIC, b"x" * 200) for i in range(40)]
+    holder = net.nodes[0]
+    for one in made:
+        record = holder.engine.registry.check(one.raw, TOPIC, int(time.time()))
+        holder.engine.keep(TOPIC, record, b"", time.monotonic())
+    for _ in range(10):
+        assert {e.raw for e in await net.nodes[5].get(TOPIC, paths=3)} == {one.raw for one in made}
+
+
 async def test_poisoned_answers_of_holders_do_not_break_the_read(net: Net) -> None:
     record = note(ALICE, TOPIC)
     await net.nodes[1].put(TOPIC, record, quorum=8)
