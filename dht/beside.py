@@ -30,7 +30,7 @@ def look(engine: Engine, search: Search, now: float, *, again: bool) -> None:
     for bit in bits:
         number = lookup.target ^ (1 << bit | int(engine.rng.random() * (1 << bit)))
         there = aside(engine, number, lookup, again=again)
-        engine.start(_Beside(engine, number.to_bytes(20, "big"), there, search), now)
+        engine.start(_Beside(engine, number.to_bytes(20, "big"), there, search, again=again), now)
 
 
 def aside(engine: Engine, point: int, lookup: Lookup, *, again: bool) -> Lookup:
@@ -69,11 +69,12 @@ def aside(engine: Engine, point: int, lookup: Lookup, *, again: bool) -> Lookup:
 class _Beside(FindNodes):
     """A search beside the target of another one, for its sake."""
 
-    def __init__(self, engine: Engine, point: bytes, lookup: Lookup, of: Search) -> None:
+    def __init__(self, engine: Engine, point: bytes, lookup: Lookup, of: Search, *, again: bool) -> None:
         super().__init__(engine, point, lookup, lambda _: None)
         self._of = of
+        self._again = again
 
     def _ended(self, now: float) -> None:
         if not self._of.over:
-            # Whom nobody reached yet, too: the other search asks those that lie within its place.
-            self._of.found_beside(self.lookup.known(), now)
+            # When few were found before: those, too, whom nobody reached yet.
+            self._of.found_beside(self.lookup.known() if self._again else self.lookup.closest(), now)
