@@ -15,7 +15,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Final, NamedTuple
+from typing import Final
+
+from msgspec import Struct
 
 from dht.contact import ID_BYTES
 from dht.errors import InvalidRecord
@@ -26,9 +28,12 @@ from protocol.wire import Envelope, open_envelope, parse_envelope
 CLOCK_SKEW_S: Final = 600
 """How far in the future a record's time of issue may lie."""
 MAX_SUB_KEY: Final = 32
+# Hashes that are begun once and copied: thousands of records are named in a row.
+_TAG: Final = blake2b(digest_size=8, person=b"p2pnode/dht-tag")
+_NAME: Final = blake2b(digest_size=16, person=b"p2pnode/dht-rec")
 
 
-class RecordMeta(NamedTuple):
+class RecordMeta(Struct, frozen=True, gc=False):
     """What a validator reads out of a record's body."""
 
     publisher: bytes
@@ -66,7 +71,7 @@ class RecordKind:
     max_per_topic: int = 4_000
 
 
-class Record(NamedTuple):
+class Record(Struct, frozen=True, gc=False):
     """A record that passed every check."""
 
     raw: bytes
@@ -78,7 +83,9 @@ class Record(NamedTuple):
 
 def tag_of(meta: RecordMeta) -> bytes:
     """Eight bytes that name (publisher, sub-key) within a topic: the order of paging and the key of its slot."""
-    return blake2b(meta.publisher + meta.sub_key, digest_size=8, person=b"p2pnode/dht-tag").digest()
+    hashed = _TAG.copy()
+    hashed.update(meta.publisher + meta.sub_key)
+    return hashed.digest()
 
 
 class Registry:
@@ -131,20 +138,20 @@ class Registry:
         if len(envelope.raw) > rules.max_bytes:
             raise InvalidRecord(f"a record of kind {envelope.kind} with {len(envelope.raw)} bytes")
         meta = rules.validate(envelope, now)
-        publisher, sub_key, sequence, expires, topics, tombstone, issued, pow_bits, _ = meta
-        if len(publisher) != 32 or len(sub_key) > MAX_SUB_KEY:
+        if len(meta.publisher) != 32 or len(meta.sub_key) > MAX_SUB_KEY:
             raise InvalidRecord("a record without a proper owner")
-        if expires <= now:
+        if meta.expires <= now:
             raise InvalidRecord("the record has expired")
-        if expires > now + rules.max_lifetime_s + CLOCK_SKEW_S:
+        if meta.expires > now + rules.max_lifetime_s + CLOCK_SKEW_S:
             raise InvalidRecord("the record would live too long")
-        if issued > now + CLOCK_SKEW_S:
+        if meta.issued > now + CLOCK_SKEW_S:
             raise InvalidRecord("the record comes from the future")
-        if pow_bits < rules.min_pow_bits:
-            raise InvalidRecord(f"proof of work of {pow_bits} bits where {rules.min_pow_bits} are needed")
-        if len(topic) != ID_BYTES or topic not in topics:
+        if meta.pow_bits < rules.min_pow_bits:
+            raise InvalidRecord(f"proof of work of {meta.pow_bits} bits where {rules.min_pow_bits} are needed")
+        if len(topic) != ID_BYTES or topic not in meta.topics:
             raise InvalidRecord("the record does not belong under this topic")
         # Not the envelope's id: that is the same for two signers of one body.
-        name = blake2b(envelope.raw, digest_size=16, person=b"p2pnode/dht-rec").digest()
-        rank = (sequence, tombstone, name)
+        name = _NAME.copy()
+        name.update(envelope.raw)
+        rank = (meta.sequence, meta.tombstone, name.digest())
         return Record(envelope.raw, envelope, meta, tag_of(meta), rank)

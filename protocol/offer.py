@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import Annotated, Final
 
 from msgspec import Meta, Struct
@@ -27,7 +28,7 @@ from protocol.types import (
     SignedPpm,
     UnixTime,
 )
-from protocol.wire import Envelope, Kind, digest, unpack
+from protocol.wire import Envelope, Kind, unpack
 from protocol.work import NO_WORK, WorkNonce, work_bits
 
 OFFER_WORK_BITS: Final = 14
@@ -39,7 +40,10 @@ MAX_CLOCK_SKEW: Final = 3_600
 SALT_BYTES: Final = 24
 """Of an offer id: what the maker chooses. The 8 bytes before them bind the id to the maker."""
 _TAG_BYTES: Final = 8
-_ID_DOMAIN: Final = b"p2pnode/offer-id"
+_ID_HASH: Final = blake2b(b"\0\0\0\x10p2pnode/offer-id\0\0\0\x20", digest_size=32)
+_SALT_HEAD: Final = b"\0\0\0\x18"
+"""What `wire.digest` hashes before a maker and before a salt: made once, for thousands of offers in a row."""
+_LIMIT: Final = Kind.OFFER.limit
 
 
 class OfferExpired(PeerRefusal):
@@ -145,11 +149,13 @@ def make_offer_id(maker: PersonaId, salt: bytes) -> Hash32:
     """
     if len(salt) != SALT_BYTES:
         raise ValueError(f"an offer's salt has {SALT_BYTES} bytes")
-    return digest(_ID_DOMAIN, maker, salt)[:_TAG_BYTES] + salt
+    hashed = _ID_HASH.copy()
+    hashed.update(maker + _SALT_HEAD + salt)
+    return hashed.digest()[:_TAG_BYTES] + salt
 
 
 def _check_offer_id(maker: PersonaId, offer_id: Hash32) -> None:
-    if offer_id[:_TAG_BYTES] != digest(_ID_DOMAIN, maker, offer_id[_TAG_BYTES:])[:_TAG_BYTES]:
+    if offer_id != make_offer_id(maker, offer_id[_TAG_BYTES:]):
         raise Malformed("an offer's id must be one of its maker's")
 
 
@@ -171,7 +177,7 @@ def read_offer(envelope: Envelope, network: Network, now: int, *, work: int = OF
     """
     if envelope.kind != Kind.OFFER or envelope.network != network:
         raise Malformed("not an offer of this network")
-    offer = unpack(envelope.body, Offer, limit=Kind.OFFER.limit)
+    offer = unpack(envelope.body, Offer, limit=_LIMIT)
     check_offer(offer, now)
     if offer.maker != envelope.signer:
         raise Malformed("an offer must be signed by the maker that it names")
@@ -189,13 +195,15 @@ def check_offer(offer: Offer, now: int) -> None:
         raise Malformed("an offer must expire after its creation and within 30 days")
     if offer.created > now + MAX_CLOCK_SKEW:
         raise Malformed("the offer was created in the future: check the clocks")
-    for name, values in (("method", offer.methods), ("escrow type", offer.escrow_types)):
-        if len(values) > 1 and len(set(values)) != len(values):
-            raise Malformed(f"an offer names a {name} twice")
-    personas = [a.persona for a in offer.arbiters]
-    if len(set(personas)) != len(personas) or offer.maker in personas:
+    methods, escrow_types = offer.methods, offer.escrow_types
+    if len(methods) > 1 and len(set(methods)) != len(methods):
+        raise Malformed("an offer names a method twice")
+    if len(escrow_types) > 1 and len(set(escrow_types)) != len(escrow_types):
+        raise Malformed("an offer names an escrow type twice")
+    personas = {ref.persona for ref in offer.arbiters}
+    if len(personas) != len(offer.arbiters) or offer.maker in personas:
         raise Malformed("an offer's arbiters must differ from each other and from the maker")
-    if EscrowType.WSH_2OF3_BACKUP in offer.escrow_types and len(personas) < 2:
+    if len(personas) < 2 and EscrowType.WSH_2OF3_BACKUP in escrow_types:
         raise Malformed("an escrow with a backup arbiter needs two accepted arbiters")
     if now >= offer.expires:
         raise OfferExpired

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from dht.disk import MAX_WAITING, SqliteDisk, open_storage
 from dht.records import Record, RecordKind
 from dht.storage import STALE_EXPIRIES, Outcome, Storage, StorageLimits
@@ -30,7 +32,7 @@ def full_topic(secret: bytes = b"s" * 16, *, first: int = 20) -> Storage:
 
 def signed_by(signer: bytes, of: Record) -> Record:
     envelope = Envelope(kind=2, network=Network.REGTEST, signer=signer, body=b"", signature=b"", raw=of.raw)
-    return of._replace(envelope=envelope)
+    return replace(of, envelope=envelope)
 
 
 class TestQuotas:

@@ -7,6 +7,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from dht import sync
 from dht.errors import BadPacket
@@ -27,7 +28,7 @@ def storage_of(subs: dict[int, int]) -> Storage:
 def _named(sub: int, seq: int):  # type: ignore[no-untyped-def]  # noqa: ANN202
     made = record(1, sub.to_bytes(4, "big"), seq)
     name = random.Random(sub * 1_000 + seq).randbytes(16)
-    return made._replace(rank=(seq, False, name))
+    return replace(made, rank=(seq, False, name))
 
 
 def pull(mine: Storage, theirs: Storage) -> tuple[sync.Puller, int, int]:
