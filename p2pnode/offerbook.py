@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import binascii
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Iterable
 from enum import Enum
 from functools import lru_cache
 from typing import Annotated, Final
@@ -35,6 +34,8 @@ CAPACITY: Final = 200_000
 TRIM_TO: Final = 0.95
 """A book over its capacity is cut to this share of it, because each cut looks at everything."""
 _CURSOR_LIMIT: Final = 200
+_KEY_ID: Final = 16
+_KEY_MAKER: Final = 8
 
 
 class BadCursor(UserError):
@@ -96,8 +97,31 @@ class _Cursor(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     id: Annotated[int, Meta(ge=0, le=2**62)]
 
 
+_Row = tuple[object, ...]
+"""What `_ADD` binds."""
 _ORDER: Final = _Cursor.__struct_fields__[1:]
 """The columns of the order within a side."""
+
+
+class Batch:
+    """Checked records on their way into the book, each as its row: lighter than what it was read from."""
+
+    def __init__(self, now: int) -> None:
+        """`now`: when they were seen."""
+        self.rows: list[_Row] = []
+        self.revocations: list[Revocation] = []
+        self._now = now
+
+    def add(self, envelope: Envelope, value: Offer | Revocation) -> None:
+        """One more, with what its body says."""
+        if isinstance(value, Offer):
+            self.rows.append(_row(envelope, value, self._now))
+        else:
+            self.revocations.append(value)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.rows) + len(self.revocations)
 
 
 class OfferBook:
@@ -130,16 +154,16 @@ class OfferBook:
     def revoke(self, revocation: Revocation) -> bool:
         """Put a tombstone over every version up to its sequence. True when it hides something or is new."""
         cursor = self._db.execute(
-            """INSERT INTO book (maker, offer_id, sequence, raw, live, side, currency, floating, rank, amount_min,
-                                 amount_max, methods, expires, seen)
-               VALUES (?, ?, ?, NULL, 0, ?, ?, 0, 0, 0, 0, '', ?, 0)
-               ON CONFLICT (offer_id, maker) DO UPDATE SET raw = NULL, live = 0, sequence = excluded.sequence,
+            """INSERT INTO book (key, sequence, raw, live, side, currency, floating, rank, amount_min, amount_max,
+                                 methods, expires, seen)
+               VALUES (?, ?, ?, 0, ?, ?, 0, 0, 0, 0, '', ?, 0)
+               ON CONFLICT (key) DO UPDATE SET raw = excluded.raw, live = 0, sequence = excluded.sequence,
                    expires = max(excluded.expires, book.expires)
                WHERE excluded.sequence > book.sequence OR (excluded.sequence = book.sequence AND book.live = 1)""",
             (
-                revocation.maker,
-                revocation.offer_id,
+                key_of(revocation.maker, revocation.offer_id),
                 revocation.sequence,
+                revocation.maker + revocation.offer_id,
                 int(revocation.side),
                 revocation.currency,
                 revocation.expires,
@@ -148,23 +172,13 @@ class OfferBook:
         self._most += cursor.rowcount
         return cursor.rowcount > 0
 
-    def read_many(self, records: Iterable[tuple[Envelope, Offer | Revocation]], now: int) -> int:
-        """Take in checked records, each with what its body says, in one commit; how many were news.
-
-        Then the book is cut to its capacity.
-        """
-        offers = []
-        revocations = []
-        for envelope, value in records:
-            if isinstance(value, Revocation):
-                revocations.append(value)
-            else:
-                offers.append(_row(envelope, value, now))
+    def take_in(self, batch: Batch) -> int:
+        """Write a batch, in one commit; how many of it were news. Then the book is cut to its capacity."""
         with self._database.transaction():
             # In whichever order: the sequences decide.
-            changed = self._db.executemany(_ADD, offers).rowcount if offers else 0
+            changed = self._db.executemany(_ADD, batch.rows).rowcount if batch.rows else 0
             self._most += changed
-            changed += sum(self.revoke(revocation) for revocation in revocations)
+            changed += sum(self.revoke(revocation) for revocation in batch.revocations)
             if self._most > self._capacity:
                 self._trim()
         return changed
@@ -182,7 +196,7 @@ class OfferBook:
         self._most -= self._db.execute(
             """DELETE FROM book WHERE id IN (
                    SELECT id FROM book
-                   ORDER BY row_number() OVER (PARTITION BY maker ORDER BY seen) DESC, seen DESC LIMIT ?)""",
+                   ORDER BY row_number() OVER (PARTITION BY substr(key, 17) ORDER BY seen) DESC, seen DESC LIMIT ?)""",
             (excess,),
         ).rowcount
 
@@ -192,14 +206,21 @@ class OfferBook:
         """Every known offer whose id begins with these hex digits: one, unless two makers chose one id."""
         lowest, highest = id_range(prefix)
         rows = self._db.execute(
-            "SELECT maker, offer_id, raw, seen, expires FROM book WHERE offer_id BETWEEN ? AND ? LIMIT ?",
-            (lowest, highest, MAX_LISTED),
+            "SELECT raw, live, seen, expires FROM book WHERE key BETWEEN ? AND ? LIMIT ?",
+            (lowest[:_KEY_ID], highest[:_KEY_ID] + b"\xff" * _KEY_MAKER, MAX_LISTED),
         )
         places = []
-        for maker, offer_id, raw, seen, expires in rows:
-            standing = Standing.GONE if raw is None else Standing.EXPIRED if expires <= now else Standing.LIVE
-            entry = self._entry(raw, seen) if standing is Standing.LIVE else None
-            places.append(BookPlace(maker, offer_id, standing, entry))
+        for raw, live, seen, expires in rows:
+            if live:
+                entry = self._entry(raw, seen)
+                offer = entry.offer
+                expired = expires <= now
+                standing = Standing.EXPIRED if expired else Standing.LIVE
+                place = BookPlace(offer.maker, offer.offer_id, standing, None if expired else entry)
+            else:
+                place = BookPlace(raw[:32], raw[32:], Standing.GONE, None)
+            if lowest <= place.offer_id <= highest:
+                places.append(place)
         return places
 
     def search(self, wanted: BookFilter, now: int, *, after: str | None = None) -> BookPage:
@@ -290,23 +311,31 @@ class OfferBook:
         return BookEntry(envelope, _OFFER.decode(envelope.body), seen)
 
 
-def _row(envelope: Envelope, offer: Offer, now: int) -> tuple[object, ...]:
+def key_of(maker: bytes, offer_id: bytes) -> bytes:
+    """What a row is found by: as much of an offer's id and of its maker's key as nobody can meet twice.
+
+    The id's first 8 bytes bind it to its maker (SPEC 4.1), so that whoever wants another's key has 2^64 ids to try for
+    each of 2^64 keys of his own.
+    """
+    return offer_id[:_KEY_ID] + maker[:_KEY_MAKER]
+
+
+def _row(envelope: Envelope, offer: Offer, now: int) -> _Row:
     """What `_ADD` binds; in the types that sqlite3 takes without asking its adapters, which cost as much as a row."""
-    price = offer.price
-    fixed = isinstance(price, FixedPrice)
-    number = price.price if isinstance(price, FixedPrice) else price.margin
+    methods, bits = _methods(offer.methods)
+    floating, rank = _rank(offer)
     return (
-        bytearray(offer.maker),
-        bytearray(offer.offer_id),
+        bytearray(key_of(offer.maker, offer.offer_id)),
         offer.sequence,
         bytearray(envelope.raw),
         int(offer.side),
         offer.currency,
-        0 if fixed else 1,
-        number if offer.side is Side.SELL else -number,
+        floating,
+        rank,
         offer.amount_min,
         offer.amount_max,
-        *_methods(offer.methods),
+        methods,
+        bits,
         offer.expires,
         now,
     )
@@ -321,16 +350,17 @@ def _methods(methods: tuple[str, ...]) -> tuple[str, int]:
     return f",{','.join(methods)},", bits
 
 
+def _rank(offer: Offer) -> tuple[int, int]:
+    """Whether the price follows the market, and its rank. The taker of a buyer's offer wants the dearest first."""
+    price = offer.price
+    floating, number = (0, price.price) if isinstance(price, FixedPrice) else (1, price.margin)
+    return floating, number if offer.side is Side.SELL else -number
+
+
 def _place(offer: Offer, row: int) -> _Cursor:
-    """Where an offer stands in the order. The taker of a buyer's offer wants the dearest first."""
-    number = offer.price.price if isinstance(offer.price, FixedPrice) else offer.price.margin
-    return _Cursor(
-        side=offer.side,
-        currency=offer.currency,
-        floating=not isinstance(offer.price, FixedPrice),
-        rank=number if offer.side is Side.SELL else -number,
-        id=row,
-    )
+    """Where an offer stands in the order."""
+    floating, rank = _rank(offer)
+    return _Cursor(side=offer.side, currency=offer.currency, floating=bool(floating), rank=rank, id=row)
 
 
 def _encode(place: _Cursor) -> str:
@@ -362,10 +392,10 @@ _REPLACED: Final = ", ".join(
         "seen",
     )
 )
-_ADD: Final = f"""INSERT INTO book (maker, offer_id, sequence, raw, live, side, currency, floating, rank, amount_min,
-                                    amount_max, methods, method_bits, expires, seen)
-                  VALUES (?, ?, ?, ?, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-                  ON CONFLICT (offer_id, maker) DO UPDATE SET {_REPLACED} WHERE excluded.sequence > book.sequence
+_ADD: Final = f"""INSERT INTO book (key, sequence, raw, live, side, currency, floating, rank, amount_min, amount_max,
+                                    methods, method_bits, expires, seen)
+                  VALUES (?, ?, ?, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                  ON CONFLICT (key) DO UPDATE SET {_REPLACED} WHERE excluded.sequence > book.sequence
                       OR (excluded.sequence = book.sequence AND book.live = 1 AND excluded.raw <> book.raw)"""  # noqa: S608  (columns are ours)
 # For bodies that passed `protocol.offer`'s checks before: it decodes without the way back that proves the encoding.
 _OFFER: Final = msgspec.msgpack.Decoder(Offer)

@@ -20,15 +20,14 @@ from dht.records import Record
 from dht.stream import OpenStream
 from p2pnode.clock import Clock
 from p2pnode.lookups import Lookups
-from p2pnode.offerbook import OfferBook
+from p2pnode.offerbook import Batch, OfferBook
 from protocol.offer import Offer, Revocation
 from protocol.types import Network, Side
-from protocol.wire import Envelope
 
 FRESH_SECONDS: Final = 10.0
 WAIT_SECONDS: Final = 3.0
 FOLLOW_SECONDS: Final = 900.0
-GATHER_SECONDS: Final = 0.1
+GATHER_SECONDS: Final = 0.25
 """How long a record waits for others to share its commit."""
 AT_A_TIME: Final = 1_000
 """Records that are taken in without a pause: some 10 ms of the event loop."""
@@ -71,7 +70,7 @@ class Markets:
         self._follow = follow_seconds
         self._lookups = Lookups()
         self._supplies: dict[MarketKey, _Supply] = {}
-        self._waiting: list[tuple[Envelope, Offer | Revocation]] = []
+        self._waiting: Batch | None = None
         self._gathering: asyncio.Handle | None = None
 
     async def refresh(
@@ -136,10 +135,11 @@ class Markets:
         value = record.meta.value
         if not isinstance(value, (Offer, Revocation)):
             return
-        self._waiting.append((record.envelope, value))
-        if self._gathering is None:
+        if self._waiting is None:
+            self._waiting = Batch(self._clock.now())
             self._gathering = asyncio.get_running_loop().call_later(GATHER_SECONDS, self._take_in)
-        elif len(self._waiting) == AT_A_TIME:
+        self._waiting.add(record.envelope, value)
+        if self._gathering is not None and len(self._waiting) == AT_A_TIME:
             self._gathering.cancel()
             self._gathering = asyncio.get_running_loop().call_soon(self._take_in)
 
@@ -147,6 +147,6 @@ class Markets:
         if self._gathering is not None:
             self._gathering.cancel()
             self._gathering = None
-        waiting, self._waiting = self._waiting, []
-        if waiting:
-            self._book.read_many(waiting, self._clock.now())
+        batch, self._waiting = self._waiting, None
+        if batch is not None:
+            self._book.take_in(batch)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from p2pnode.database import Database
-from p2pnode.offerbook import BookFilter, OfferBook
+from p2pnode.offerbook import Batch, BookFilter, OfferBook
 from protocol.identity import SigningKey
 from protocol.offer import SALT_BYTES, FixedPrice, MarketPrice, Offer, make_offer_id
 from protocol.types import Network, Side
@@ -86,15 +86,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         database = Database(Path(folder) / "node.db")
         book = OfferBook(database, NETWORK)
-        batch: list[tuple[Envelope, Offer]] = []
+        batch = Batch(NOW)
         writing = 0.0
         for number, one in enumerate(offers(rng), 1):
-            batch.append(one)
+            batch.add(*one)
             if number % 1_000 == 0:
                 began = time.perf_counter()
-                book.read_many(batch, NOW)
+                book.take_in(batch)
                 writing += time.perf_counter() - began
-                batch = []
+                batch = Batch(NOW)
         print(f"{COUNT:,} offers taken in after {writing:.2f} s, {Path(folder, 'node.db').stat().st_size:,} bytes")
         found = {name: timed(lambda wanted=wanted: book.search(wanted, NOW)) for name, wanted in questions()}  # type: ignore[misc]
         whole = BookFilter(currency="EUR", side=Side.SELL, limit=50)

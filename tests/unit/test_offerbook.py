@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from p2pnode import database as database_module
 from p2pnode.database import Database
 from p2pnode.idprefix import BadIdPrefix
-from p2pnode.offerbook import BadCursor, BookFilter, OfferBook, Standing
+from p2pnode.offerbook import BadCursor, Batch, BookFilter, OfferBook, Standing, key_of
 from protocol.offer import FixedPrice, MarketPrice, Offer, Price, Revocation
 from protocol.types import Side
 from protocol.wire import Envelope, Kind, pack
@@ -43,6 +44,13 @@ def put(book: OfferBook, offer_id: bytes = b"1" * 32, **changes: object) -> tupl
 
 def tombstone(offer: Offer, sequence: int) -> Revocation:
     return Revocation(offer.maker, offer.offer_id, sequence, offer.side, offer.currency, offer.expires)
+
+
+def batch_of(*records: tuple[Envelope, Offer | Revocation]) -> Batch:
+    batch = Batch(T0)
+    for envelope, value in records:
+        batch.add(envelope, value)
+    return batch
 
 
 def ids(book: OfferBook, wanted: BookFilter, now: int = T0) -> list[bytes]:
@@ -179,6 +187,15 @@ def test_an_id_may_be_shortened_to_any_number_of_digits(book: OfferBook) -> None
             book.locate(wrong, T0)
 
 
+def test_two_offers_whose_ids_begin_alike_are_told_apart_by_the_rest(book: OfferBook) -> None:
+    one, two = bytes(16) + b"1" * 16, bytes(16) + b"2" * 16
+    put(book, one)
+    book.revoke(Revocation(OTHER.persona.public, two, 1, Side.SELL, "EUR", T0 + 60))
+    assert [(p.offer_id, p.maker) for p in book.locate(one.hex(), T0)] == [(one, MAKER.persona.public)]
+    assert [(p.offer_id, p.maker) for p in book.locate(two.hex(), T0)] == [(two, OTHER.persona.public)]
+    assert len(book.locate(one.hex()[:32], T0)) == 2
+
+
 def test_locating_tells_gone_from_expired(book: OfferBook) -> None:
     _, offer = put(book)
     prefix = offer.offer_id.hex()
@@ -190,9 +207,9 @@ def test_locating_tells_gone_from_expired(book: OfferBook) -> None:
 def test_a_flood_by_one_maker_pushes_out_the_flood(database: Database) -> None:
     book = OfferBook(database, NETWORK, capacity=40)
     first = signed(offer_of(OTHER.persona.public), OTHER, work=0)
-    book.read_many([first], T0)
+    book.take_in(batch_of(first))
     flood = [signed(offer_of(MAKER.persona.public, offer_id=bytes([n]) * 32), MAKER, work=0) for n in range(60)]
-    book.read_many(flood, T0)
+    book.take_in(batch_of(*flood))
     shown = book.search(BookFilter(limit=100), T0).entries
     assert len(shown) == 38
     assert OTHER.persona.public in {e.offer.maker for e in shown}
@@ -201,8 +218,8 @@ def test_a_flood_by_one_maker_pushes_out_the_flood(database: Database) -> None:
 def test_records_are_read_by_their_kind(book: OfferBook) -> None:
     envelope, offer = signed(offer_of(MAKER.persona.public), MAKER, work=0)
     gone = MAKER.persona.seal(Kind.OFFER_REVOCATION, NETWORK, pack(tombstone(offer, 1)))
-    assert book.read_many([(envelope, offer)], T0) == 1
-    assert book.read_many([(gone, tombstone(offer, 1)), (envelope, offer)], T0) == 1
+    assert book.take_in(batch_of((envelope, offer))) == 1
+    assert book.take_in(batch_of((gone, tombstone(offer, 1)), (envelope, offer))) == 1
     assert book.search(BookFilter(), T0).entries == ()
 
 
@@ -232,10 +249,10 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[sqlite3.Co
             low = rng.randrange(10_000, 5_000_000)
             methods = f",{','.join(rng.sample(METHODS, 2))},"
             db.execute(
-                """INSERT INTO book (maker, offer_id, sequence, raw, live, side, currency, floating, rank, amount_min,
-                                     amount_max, methods, expires, seen) VALUES (?,?,0,?,1,?,?,?,?,?,?,?,?,0)""",
+                """INSERT INTO book (key, sequence, raw, live, side, currency, floating, rank, amount_min, amount_max,
+                                     methods, expires, seen) VALUES (?,0,?,1,?,?,?,?,?,?,?,?,0)""",
                 (
-                    rng.randbytes(32), rng.randbytes(32), envelope.raw, 1 if n % 10 == 0 else 2,
+                    key_of(rng.randbytes(32), rng.randbytes(32)), envelope.raw, 1 if n % 10 == 0 else 2,
                     "USD" if n % 20 == 0 else "EUR", int(n % 5 == 0), rng.randrange(6_000_000, 7_000_000),
                     low, low * rng.randrange(1, 9), methods, T0 + 1000,
                 ),
@@ -318,5 +335,6 @@ def test_a_book_of_an_older_version_is_taken_over(tmp_path: Path) -> None:
     assert ids(book, BookFilter(method="pix")) == []
     assert not book.add(envelope, offer, T0), "sequence 3 is known"
     (place,) = book.locate((b"z" * 32).hex(), T0)
-    assert place.standing is Standing.GONE
+    assert (place.maker, place.offer_id, place.standing) == (offer.maker, b"z" * 32, Standing.GONE)
+    assert not book.revoke(tombstone(replace(offer, offer_id=b"z" * 32), 1)), "that tombstone is known"
     database.close()
