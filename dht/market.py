@@ -20,6 +20,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import blake2b
 from statistics import median_high
 from typing import TYPE_CHECKING, Final
 
@@ -27,7 +28,6 @@ from dht import sync
 from dht.contact import Contact
 from dht.errors import BadPacket, InvalidRecord
 from dht.records import Record
-from dht.rpc import Rng
 from dht.search import PutResult
 from dht.stream import IDLE_S, OpenStream, Stream
 from dht.survey import Holder
@@ -39,7 +39,8 @@ from protocol.wire import Envelope
 if TYPE_CHECKING:
     from dht.node import DhtNode
 
-SPLIT_AT: Final = 1_000
+SPLIT_AT: Final = 2_000
+"""Half of what a topic holds (`RecordKind.max_per_topic`): each shard costs its reader a search and a channel."""
 DESCEND_AT: Final = SPLIT_AT // 2
 SOURCES: Final = 2
 """Different states of a shard that are read, of those that its holders say they have."""
@@ -104,8 +105,8 @@ class Shard:
 
     def __init__(self) -> None:
         self.index = sync.Index()
-        self.expires: dict[bytes, int] = {}
-        self.ranks: dict[bytes, tuple[int, bool, bytes]] = {}
+        self.records: dict[bytes, tuple[tuple[int, bool, bytes], int]] = {}
+        """Rank and expiry by tag."""
         self.unwatch: Callable[[], None] | None = None
         self.busy = False
         self.descended = False
@@ -114,18 +115,17 @@ class Shard:
     def take(self, record: Record) -> bool:
         """Note a record; False when it is known or older than what is."""
         tag, rank = record.tag, record.rank
-        known = self.ranks.get(tag)
-        if known is not None and known >= rank:
+        known = self.records.get(tag)
+        if known is not None and known[0] >= rank:
             return False
-        self.ranks[tag] = rank
+        self.records[tag] = rank, record.meta.expires
         self.index.set(tag, rank[2])
-        self.expires[tag] = record.meta.expires
         return True
 
     def expire(self, now: int) -> None:
         """Forget what has expired, as the holders do."""
-        for tag in [t for t, at in self.expires.items() if at <= now]:
-            del self.expires[tag], self.ranks[tag]
+        for tag in [t for t, (_, at) in self.records.items() if at <= now]:
+            del self.records[tag]
             self.index.discard(tag)
 
 
@@ -142,6 +142,7 @@ class Market:
         self._open = open_stream
         self._shards: dict[tuple[int, int], Shard] = {}
         self._following = False
+        self._draw = b""
         self._best: dict[bytes, tuple[int, bool, bytes]] = {}
         self._published: dict[bytes, _Published] = {}
         self._republishing = False
@@ -216,6 +217,7 @@ class Market:
     async def refresh(self) -> Refreshed:
         """Bring every shard up to date."""
         done = Refreshed()
+        self._draw = self._node.engine.rng.randbytes(16)
         visited = await self._read_tree([(0, 0)], done)
         for at in [at for at in self._shards if at not in visited]:
             # The tree has folded back.
@@ -253,7 +255,7 @@ class Market:
         most = max((holder.total for holder in holders), default=0)
         if most > FEW:
             sources = CROWDED_SOURCES if crowded else SOURCES
-            read = await self._read_groups(at, shard, _by_digest(holders, self._node.engine.rng), sources, done)
+            read = await self._read_groups(at, shard, _by_digest(holders, self._draw), sources, done)
         else:
             read = not any(holder.total and holder.digest != shard.index.digest for holder in holders)
         if not read:
@@ -345,10 +347,11 @@ class Market:
                 frame = await stream.receive()
             done.received += len(frame)
             raws, more = sync.read_records(frame)
-            check, now = self._node.engine.registry.check, self._node.unix()
+            check, take, now = self._node.engine.registry.check, shard.take, self._node.unix()
             for raw in raws:
                 try:
-                    self._note(check(raw, topic, now), shard, done)
+                    if take(record := check(raw, topic, now)):
+                        done.records += self._tell(record)
                 except InvalidRecord:
                     bad += 1
                     if bad > MAX_BAD:
@@ -409,7 +412,7 @@ class Market:
     def _forget_expired(self) -> None:
         """Forget the ranks of records that no shard has any more."""
         if len(self._best) > 2 * self.known() + 1_000:
-            known = {tag for shard in self._shards.values() for tag in shard.ranks}
+            known = {tag for shard in self._shards.values() for tag in shard.records}
             self._best = {tag: rank for tag, rank in self._best.items() if tag in known}
 
     async def _catch_up(self, holder: Contact, total: int, at: tuple[int, int], shard: Shard) -> None:
@@ -432,14 +435,15 @@ def _let_go(shard: Shard) -> None:
     shard.descended = False
 
 
-def _by_digest(holders: list[Holder], rng: Rng) -> list[list[Holder]]:
-    """Holders of something, in groups that say the same of it: the largest group first, in each by chance.
+def _by_digest(holders: list[Holder], draw: bytes) -> list[list[Holder]]:
+    """Holders of something, in groups that say the same of it: the largest group first, in each in an order by chance.
 
     So the load is spread, and who wants to hide something needs more groups of liars, each larger than that of the
-    honest, than a reader asks.
+    honest, than a reader asks. One draw serves all shards of a refresh: a node that holds several of them is then
+    likely to be read for all, over one channel.
     """
     groups: dict[bytes, list[Holder]] = {}
-    for holder in sorted(holders, key=lambda _: rng.random()):
+    for holder in sorted(holders, key=lambda h: blake2b(h.contact.id, key=draw, digest_size=8).digest()):
         if holder.total:
             groups.setdefault(holder.digest, []).append(holder)
     return sorted(groups.values(), key=len, reverse=True)

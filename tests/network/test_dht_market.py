@@ -132,7 +132,7 @@ async def until(check: Callable[[], bool], seconds: float = 10.0) -> None:
 
 
 async def test_a_market_of_many_shards_is_read_whole_and_refreshed_cheaply(net: MarketNet) -> None:
-    bids = [bid(i) for i in range(3_600)]
+    bids = [bid(i) for i in range(6_600)]
     counts = net.load(bids)
     assert max(bits for bits, _ in counts) >= 2
     seen: list[Record] = []
@@ -143,10 +143,10 @@ async def test_a_market_of_many_shards_is_read_whole_and_refreshed_cheaply(net: 
     assert first.received <= 1.05 * payload
     again = await market.refresh()
     assert (again.records, again.received) == (0, 0), "nothing changed, so nothing is sent over streams"
-    changed = [bid(i, sequence=2) for i in range(36)]
+    changed = [bid(i, sequence=2) for i in range(66)]
     net.replace(changed, counts)
     third = await market.refresh()
-    assert third.records == 36
+    assert third.records == 66
     assert third.received + third.sent <= 0.05 * payload
     await market.close()
 
