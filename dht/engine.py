@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
-from statistics import median_high
+from statistics import median_low
 from typing import Final
 
 from kademlia.node import Node
@@ -300,7 +300,7 @@ class Engine:
         """The XOR distance within which the k nodes closest to a point are expected.
 
         The median over our own neighbourhood and those that recent searches saw: to shrink it, an attacker has to be
-        dense nearly everywhere.
+        dense nearly everywhere. Of two in the middle the lower, because while a network grows what was seen is too far.
         """
         if self._reach is None:
             here, k = int.from_bytes(self.own_id, "big"), self.config.k
@@ -310,7 +310,7 @@ class Engine:
             else:
                 # Further out our table has gaps: farther nodes would make the network look emptier than it is.
                 own = [(near[i - 1].long_id ^ here) * k // i for i in (k, 2 * k)]
-                self._reach = median_high([*own, *(distance for _, distance in self._reaches)])
+                self._reach = median_low([*own, *(distance for _, distance in self._reaches)])
         return self._reach
 
     def region(self) -> int:
