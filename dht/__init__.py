@@ -9,9 +9,10 @@ from dht.contact import Contact
 from dht.disk import open_storage
 from dht.engine import EngineConfig
 from dht.node import Clock, DhtConfig, DhtNode, Seed, Stats, mine_node_key
+from dht.reading import Found
 from dht.records import Record, RecordKind, RecordMeta
-from dht.search import Found, PutResult
 from dht.storage import Storage, StorageLimits
+from dht.writing import PutResult
 
 __all__ = [
     "Clock",

@@ -21,14 +21,16 @@ from dht.desk import Desk
 from dht.errors import BadContact, BadPacket
 from dht.lookup import ANCHORS, Lookup
 from dht.messages import Op, Reply
+from dht.reading import Found, GetValue
 from dht.records import Record, Registry
 from dht.rpc import PING_COST, Asker, Call, Limits, Peer, Rng, Rpc
-from dht.search import FindNodes, Found, GetValue, PutResult, PutValue, Search
+from dht.search import FindNodes, Search
 from dht.storage import Outcome, Put, Storage
 from dht.survey import Survey, Surveyed
 from dht.tables import Tables
 from dht.upkeep import Upkeep
 from dht.watch import Watchers, Watching
+from dht.writing import PutResult, PutValue
 
 OPERATION_LIMIT_S: Final = 10.0
 """An operation ends at the latest after this time, with what it has."""

@@ -28,10 +28,10 @@ from dht import sync
 from dht.contact import Contact
 from dht.errors import BadPacket, InvalidRecord
 from dht.records import Record
-from dht.search import PutResult
 from dht.stream import IDLE_S, OpenStream, Stream
 from dht.survey import Holder
 from dht.topics import MAX_SHARD_BITS, offers_topic, shard_of
+from dht.writing import PutResult
 from protocol.errors import P2PError
 from protocol.types import Network, Side
 from protocol.wire import Envelope

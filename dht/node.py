@@ -36,9 +36,9 @@ from dht.contact import (
 from dht.engine import Engine, EngineConfig
 from dht.errors import BadNodeKey, InvalidRecord, NoPeers, RecordRejected
 from dht.probe import Meeting
+from dht.reading import Found
 from dht.records import Record, RecordKind, Registry
 from dht.rpc import Asker, Call, Rng, Rpc
-from dht.search import Found, PutResult
 from dht.seeds import Seed, contacts_of
 from dht.stats import Stats, stats_of
 from dht.storage import Storage
@@ -46,6 +46,7 @@ from dht.stream import Stream, serve_stream
 from dht.survey import Surveyed
 from dht.udp import Transport
 from dht.watch import Watch
+from dht.writing import PutResult
 from protocol.errors import P2PError
 from protocol.identity import SigningKey
 from protocol.types import Network

@@ -20,7 +20,7 @@ from dht.contact import Contact
 from dht.handover import Handover
 from dht.probe import probe
 from dht.records import Record
-from dht.search import PutResult
+from dht.writing import PutResult
 
 if TYPE_CHECKING:
     from dht.engine import Engine

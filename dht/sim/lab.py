@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Final
 
 from dht.engine import EngineConfig
+from dht.reading import Found
 from dht.records import Record, RecordKind, RecordMeta
-from dht.search import Found
 from dht.sim.world import NetModel, SimNode, World, build
 from protocol.identity import SigningKey
 from protocol.types import Network

@@ -378,7 +378,7 @@ async def test_a_flood_of_low_tags_does_not_hide_what_comes_behind_it(
     net: Net, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reader takes so many pages from each holder, in order of tags; who grinds keys chooses his tags."""
-    monkeypatch.setattr("dht.search.MAX_PAGES", 4)
+    monkeypatch.setattr("dht.reading.MAX_PAGES", 4)
     registry = net.nodes[0].engine.registry
     flood = [note(SigningKey(i.to_bytes(32, "big")), TOPIC, b"x" * 700) for i in range(60)]
     records = sorted((registry.check(one.raw, TOPIC, int(time.time())) for one in flood), key=lambda r: r.tag)
@@ -399,7 +399,7 @@ async def test_a_flood_of_low_tags_does_not_hide_what_comes_behind_it(
 async def test_a_topic_that_is_read_from_its_midst_is_read_whole_where_that_is_possible(
     net: Net, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dht.search.MAX_PAGES", 14)
+    monkeypatch.setattr("dht.reading.MAX_PAGES", 14)
     made = [note(SigningKey(i.to_bytes(32, "big")), TOPIC, b"x" * 200) for i in range(40)]
     holder = net.nodes[0]
     for one in made:

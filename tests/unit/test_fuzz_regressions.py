@@ -32,7 +32,8 @@ NOT_FROM_OUTSIDE = {
     "arithmetic with ids of our own, or what was decoded before": (
         "dht/engine.py:*", "dht/probe.py:*", "dht/upkeep.py:*", "dht/sync.py:_after", "dht/desk.py:Desk.contacts",
         "dht/desk.py:Desk._too_many",
-        "dht/messages.py:part_end", "dht/search.py:*", "escrow/keys.py:*", "escrow/script.py:_decimal",
+        "dht/messages.py:part_end", "dht/reading.py:*", "dht/writing.py:*",
+        "escrow/keys.py:*", "escrow/script.py:_decimal",
         "escrow/psbt.py:text", "escrow/psbtplan.py:payout_of", "escrow/wallet/labels.py:write_labels",
         "escrow/wallet/bdk.py:BdkEngine.sign", "protocol/wire.py:_decoder",
         "p2pnode/api/server.py:ApiServer._send_events",

@@ -10,8 +10,8 @@ import pytest
 
 from dht.node import DhtNode, Seed
 from dht.records import Record
-from dht.search import PutResult
 from dht.topics import arbiters_topic, contact_topic, offers_topic
+from dht.writing import PutResult
 from p2pnode.contacts import read_contact
 from p2pnode.ownoffers import OfferState, OwnOffer
 from p2pnode.publisher import CONTACT_SECONDS, Publisher
