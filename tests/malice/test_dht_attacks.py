@@ -188,15 +188,16 @@ async def test_one_network_does_not_fill_a_shard_so_far_that_it_is_split(
 
 
 async def test_an_address_that_asks_too_much_is_not_served_and_others_are(net: Net) -> None:
-    victim = net.make(count_local=True, limits=Limits(rate=50, burst=100))
+    victim = net.make(count_local=True, limits=Limits(rate=0.01, burst=100))
     await victim.start()
     before = victim.stats().served
     for _ in range(400):
         net.nodes[0].engine.rpc.call(contact_of(victim), Op.PING, b"", Ear(), time.monotonic())
     reply = await ask(net.nodes[1], victim, Op.PING, b"")
     assert reply is not None
-    assert victim.stats().served - before <= 130
-    assert victim.stats().refused >= 250
+    assert victim.stats().served - before <= 102
+    # Those that the kernel had no room for were not even seen.
+    assert victim.stats().refused >= 50
 
 
 async def test_all_the_addresses_of_one_ipv6_network_share_one_allowance(net: Net) -> None:
