@@ -57,7 +57,7 @@ sim: ## Simulate a DHT of 10,000 nodes and draw the plots (ARGS=--quick: 1,000).
 	@$(PYTHON) scripts/setup.py --no-bitcoind --bench
 	@$(BIN)/python -m dht.sim $(ARGS)
 
-fuzz: ## Fuzz every decoder, a minute each (ARGS="--seconds 300 records").
+fuzz: ## Fuzz every decoder, a minute each (ARGS="--seconds 300 record").
 	@$(PYTHON) scripts/setup.py --no-bitcoind --bench
 	@$(BIN)/python -m tests.fuzz $(ARGS)
 

@@ -56,10 +56,13 @@ def main() -> int:
         print("not run: atheris is not installed (it comes for Linux on x86_64; `make fuzz` sees to it)")
         return 0
     names = [name for name in TARGETS if not args.words or any(word in name for word in args.words)]
+    if not names:
+        print("no such target; there are:", ", ".join(TARGETS), file=sys.stderr)
+        return 1
     OUT.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(args.jobs) as pool:
         good = list(pool.map(lambda name: fuzz(name, args.seconds), names))
-    return 0 if good and all(good) else 1
+    return 0 if all(good) else 1
 
 
 if __name__ == "__main__":
